@@ -1,0 +1,4 @@
+//! Sluice.
+
+pub mod gate;
+pub mod model;

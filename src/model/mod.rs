@@ -1,0 +1,3 @@
+//! The inner nouns. They know nobody.
+
+pub mod trial;

@@ -1,0 +1,368 @@
+//! One trial: what a gate is run with, and everything that comes back.
+//!
+//! These nouns are the whole conversation between the corridor of a DataPlane and the gate host. They know
+//! neither Kubernetes nor WebAssembly, so that either side can move to another process.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The sha256 of a plugin's bytes, written `sha256:<64 hex digits>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Digest(String);
+
+impl Digest {
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut text = String::from("sha256:");
+        for byte in Sha256::digest(bytes) {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        Self(text)
+    }
+
+    /// The text, prefix included.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl From<String> for Digest {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// Which judgement of an upgrade a trial belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// The candidate stands behind the preview Services.
+    BeforePromotion,
+}
+
+impl Moment {
+    /// The word the guest reads.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BeforePromotion => "before-promotion",
+        }
+    }
+}
+
+/// How a target is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// HTTP/1.1 in the clear.
+    Http,
+    /// TLS whose certificate is not verified: the proxy's default certificate is self-signed, and the
+    /// evidence says that nobody checked it.
+    HttpsUnverified,
+}
+
+/// One address behind a target: a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// What `request.options.endpoint` takes and `response.endpoint` says: the Pod's name.
+    pub name: String,
+    /// The Pod's own address. Dialled as it is.
+    pub address: SocketAddr,
+}
+
+/// Something a gate may send requests to. Names only: nothing the guest writes is ever resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// `candidate/proxy`, `candidate/8001`.
+    pub name: String,
+    /// HTTP or HTTPS.
+    pub scheme: Scheme,
+    /// The address of the Service. Dialled when a request names no endpoint.
+    pub service: SocketAddr,
+    /// Default `Host` header and TLS server name.
+    pub host: String,
+    /// The Pods behind it.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What a gate may use up. CPU and wall time are two budgets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// CPU time of the thread that polls the guest.
+    pub cpu: Duration,
+    /// Bytes of all linear memories and tables of one trial together.
+    pub memory: usize,
+    /// Bytes of the verdict's message and code; over it the trial is an error.
+    pub message: usize,
+    /// Bytes of log kept; the rest is cut and counted.
+    pub log: usize,
+    /// Measurements kept.
+    pub measurements: usize,
+    /// Requests a trial may send.
+    pub requests: u32,
+    /// Requests in flight at once.
+    pub concurrency: u16,
+    /// Bytes of one response body handed to the guest.
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu: Duration::from_secs(2),
+            memory: 64 << 20,
+            message: 512,
+            log: 64 << 10,
+            measurements: 8,
+            requests: 10_000,
+            concurrency: 64,
+            body: 1 << 20,
+        }
+    }
+}
+
+/// Everything one run of one gate depends on.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// As in the operator's logs and Events.
+    pub id: String,
+    /// Which plugin.
+    pub digest: Digest,
+    /// The gate's settings, a JSON object.
+    pub settings: serde_json::Value,
+    /// Before or after the switch.
+    pub moment: Moment,
+    /// Wall time for everything, host calls included.
+    pub timeout: Duration,
+    /// What the gate may use up.
+    pub limits: Limits,
+    /// What the gate may speak to.
+    pub targets: Vec<Target>,
+    /// The candidate as JSON (metadata, spec, revision, images), if the gate may know it.
+    pub candidate: Option<String>,
+    /// The stable side likewise.
+    pub stable: Option<String>,
+}
+
+/// Why a verdict is what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// A stable CamelCase word: `LatencyAboveThreshold`.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+}
+
+/// Why there is no verdict: no knowledge about the candidate, so never a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// The guest trapped (`unreachable`, division by zero, out-of-bounds).
+    Trap,
+    /// Over the CPU budget.
+    CpuBudget,
+    /// Over the memory limit.
+    MemoryLimit,
+    /// Endless recursion.
+    StackOverflow,
+    /// Over the wall-clock limit, inside or between host calls.
+    Timeout,
+    /// A verdict over its size limit.
+    MessageTooLarge,
+    /// The gate itself reported trouble.
+    GateTrouble,
+    /// The settings do not fit the plugin's schema or the plugin refused them.
+    InvalidSettings,
+    /// The plugin is not loaded, or not any more.
+    PluginNotReady,
+    /// The trial was under way when its host went away.
+    Interrupted,
+    /// The host failed; not the guest's fault.
+    Host,
+}
+
+impl Blame {
+    /// The reason code in evidence, Events and conditions.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Trap => "Trap",
+            Self::CpuBudget => "CpuBudgetExceeded",
+            Self::MemoryLimit => "MemoryLimitExceeded",
+            Self::StackOverflow => "StackOverflow",
+            Self::Timeout => "Timeout",
+            Self::MessageTooLarge => "MessageTooLarge",
+            Self::GateTrouble => "GateTrouble",
+            Self::InvalidSettings => "InvalidSettings",
+            Self::PluginNotReady => "PluginNotReady",
+            Self::Interrupted => "Interrupted",
+            Self::Host => "HostError",
+        }
+    }
+}
+
+/// How a trial ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The candidate is good.
+    Pass(Reason),
+    /// The candidate is bad. Never retried.
+    Fail(Reason),
+    /// The gate looked and could not tell.
+    Inconclusive(Reason),
+    /// Ask again later; no attempt is used up.
+    Wait {
+        /// What it waits for.
+        reason: Reason,
+        /// How long at least.
+        after: Duration,
+    },
+    /// No knowledge.
+    Error {
+        /// Who or what is to blame.
+        blame: Blame,
+        /// One sentence for people.
+        message: String,
+        /// Whether another attempt may help.
+        retry: bool,
+    },
+}
+
+/// A number that justifies a verdict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// `p99`, `endpoints`.
+    pub name: String,
+    /// The value.
+    pub value: f64,
+    /// `ms`, `requests`.
+    pub unit: String,
+    /// What it was compared with.
+    pub threshold: Option<f64>,
+}
+
+/// A target a gate asked for and was not granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// What the guest wrote, cut and with control characters escaped.
+    pub target: String,
+    /// How often.
+    pub count: u32,
+}
+
+/// What a trial used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Wall time.
+    pub wall: Duration,
+    /// Peak bytes of memory.
+    pub memory: usize,
+    /// Requests sent.
+    pub requests: u32,
+}
+
+/// Everything that came back from one trial.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// At most `Limits::measurements`; the last value of a name wins.
+    pub measurements: Vec<Measurement>,
+    /// Refused targets, at most 8 names.
+    pub denials: Vec<Denial>,
+    /// Endpoints that answered a request.
+    pub answered: Vec<String>,
+    /// Log lines, at most `Limits::log` bytes, each on one line with control characters escaped. The last
+    /// line says how much was cut.
+    pub log: Vec<String>,
+    /// What it used up.
+    pub cost: Cost,
+    /// True when a target was spoken to over TLS that nobody verified.
+    pub unverified_tls: bool,
+}
+
+/// What a plugin says of itself. Advisory: names shown to users come from the object that installed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The plugin's own name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// One sentence.
+    pub summary: String,
+    /// JSON Schema of its settings.
+    pub settings_schema: serde_json::Value,
+}
+
+/// A plugin that is compiled and ready to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// sha256 of the component.
+    pub digest: Digest,
+    /// Bytes of the component.
+    pub size: usize,
+    /// The contract it was built for: `sluice:gate@0.1.0`.
+    pub contract: String,
+    /// What it imports: the permission list.
+    pub imports: Vec<String>,
+    /// What it says of itself.
+    pub description: Description,
+}
+
+/// A setting that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// JSON pointer into the settings; empty for the whole.
+    pub pointer: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Why bytes are not a plugin that can be run here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// Not a WebAssembly component (or a precompiled artifact, which is never accepted).
+    #[error("not a WebAssembly component: {0}")]
+    NotAComponent(String),
+    /// The evaluator of no supported version of the contract is exported.
+    #[error("exports no sluice:gate/evaluator of a supported contract ({supported}); it exports: {found}")]
+    UnsupportedContract {
+        /// The contracts this host supports.
+        supported: String,
+        /// What was found instead.
+        found: String,
+    },
+    /// An import that this host does not offer.
+    #[error("imports {0}, which this host does not offer")]
+    UnsupportedImport(String),
+    /// Larger than a plugin may be, or it needs more than the pool has.
+    #[error("{0}")]
+    TooLarge(String),
+    /// It did not describe itself within its budget, or its schema is no JSON Schema.
+    #[error("{0}")]
+    BadDescription(String),
+}
+
+impl LoadError {
+    /// The reason of the plugin's condition.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotAComponent(_) => "NotAComponent",
+            Self::UnsupportedContract { .. } => "UnsupportedContract",
+            Self::UnsupportedImport(_) => "UnsupportedImport",
+            Self::TooLarge(_) => "TooLarge",
+            Self::BadDescription(_) => "BadDescription",
+        }
+    }
+}
