@@ -1,3 +1,8 @@
 //! The inner nouns. They know nobody.
 
+pub mod names;
 pub mod trial;
+pub mod wish;
+
+pub use names::Selector;
+pub use wish::{Revision, Wish};
