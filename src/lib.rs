@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod cluster;
+pub mod dataplane;
 pub mod gate;
 pub mod model;

@@ -1,5 +1,7 @@
 //! Runs trials. Knows WebAssembly, does not know Kubernetes.
 
+pub mod jobs;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
