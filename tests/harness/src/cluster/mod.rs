@@ -100,7 +100,8 @@ impl Cluster {
         step("etcd", || self.start_and_wait("etcd", 2379))?;
         step("kube-apiserver", || self.start_apiserver())?;
         step("containerd", || self.start_containerd(&pause))?;
-        step("node ready", || self.start_node())
+        step("node ready", || self.start_node())?;
+        step("stand-in gateway images", || self.import_gateways())
     }
 
     /// Stops the cluster and takes away all it made; the built binary and the fetched packages stay.
@@ -214,6 +215,10 @@ impl Cluster {
         self.wait("kubelet", || async { node_ready(self.client().await?).await })
     }
 
+    fn import_gateways(&self) -> Result<()> {
+        images::GATEWAY_TAGS.into_iter().try_for_each(|tag| self.import(&images::gateway(tag)?))
+    }
+
     fn start(&self, part: &str) -> Result<()> {
         self.process(part).start(&self.part(part)?)
     }
@@ -250,15 +255,16 @@ impl Cluster {
     }
 
     fn clear(&self) -> Result<()> {
-        let containerd = self.dir.join("containerd");
+        let bundles = self.dir.join("containerd/state/io.containerd.runtime.v2.task/k8s.io");
         for part in parts::NAMES.iter().rev() {
             self.process(part).kill()?;
         }
         remains::kill_shims(&self.containerd_socket())?;
-        remains::remove_cgroups(&self.id)?;
-        remains::remove_shim_sockets(&containerd.join("state/io.containerd.runtime.v2.task/k8s.io"))?;
+        remains::remove_cgroups(&remains::containers(&bundles)?)?;
+        remains::remove_shim_sockets(&bundles)?;
         remains::remove_log_links(&self.dir.join("pod-logs"))?;
         remains::remove_network_cache(&self.id)?;
+        remains::remove_fixed_folders();
         self.network.remove()?;
         remains::unmount_below(&self.dir)?;
         for entry in fs::read_dir(&self.dir).into_iter().flatten() {

@@ -115,11 +115,11 @@ impl Cluster {
             "cgroupDriver": "cgroupfs",
             "cgroupsPerQOS": false,
             "enforceNodeAllocatable": [],
-            // All of a cluster's containers below one group, so that `down` finds every one.
-            "cgroupRoot": format!("/{}", self.id),
             // A full disk is the developer's business, not a reason to evict or to delete images that cannot be pulled.
             "evictionHard": { "imagefs.available": "0%", "nodefs.available": "0%" },
             "imageGCHighThresholdPercent": 100,
+            // Nobody answers there: without an address every Pod would get a warning, and none here needs names.
+            "clusterDNS": [NODE_ADDRESS],
             "resolvConf": "",
             "podLogsDir": self.file("pod-logs"),
             "volumePluginDir": self.file("volume-plugins"),

@@ -13,6 +13,17 @@ use crate::command::run;
 /// Where the kernel's control groups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Inner folders first.
+const FIXED_FOLDERS: [&str; 7] = [
+    "/run/containerd/s",
+    "/run/containerd",
+    "/var/lib/cni/results",
+    "/var/lib/cni",
+    "/var/lib/kubelet/device-plugins",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+];
+
 /// Kills the shims, which belong to nobody once containerd is gone: they carry its socket in their arguments.
 pub fn kill_shims(containerd_socket: &str) -> Result<()> {
     for pid in pids()? {
@@ -32,18 +43,28 @@ fn is_shim(pid: u32, containerd_socket: &str) -> bool {
     shim && arguments.any(|argument| argument == containerd_socket.as_bytes())
 }
 
-/// Kills every container of the cluster, and takes their control groups away.
-pub fn remove_cgroups(name: &str) -> Result<()> {
+/// Kills the processes of containers and takes their control groups away.
+pub fn remove_cgroups(containers: &[String]) -> Result<()> {
     // Version 1 has a tree per controller, version 2 a single one.
     let mut trees = vec![PathBuf::from(CGROUPS)];
     trees.extend(folders(Path::new(CGROUPS))?);
-    for group in trees.iter().map(|tree| tree.join(name)).filter(|group| group.is_dir()) {
-        for group in deepest_first(&group)? {
-            for pid in members(&group) {
-                kill(pid, || members(&group).contains(&pid))?;
-            }
-            fs::remove_dir(&group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
+    for tree in trees {
+        // Where containerd puts what the kubelet gives no place.
+        let parent = tree.join("k8s.io");
+        for group in containers.iter().map(|container| parent.join(container)).filter(|group| group.is_dir()) {
+            remove_cgroup(&group)?;
         }
+        remove_if_empty(&parent);
+    }
+    Ok(())
+}
+
+fn remove_cgroup(group: &Path) -> Result<()> {
+    for group in deepest_first(group)? {
+        for pid in members(&group) {
+            kill(pid, || members(&group).contains(&pid))?;
+        }
+        fs::remove_dir(&group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
     }
     Ok(())
 }
@@ -60,6 +81,12 @@ pub fn unmount_below(dir: &Path) -> Result<()> {
         run(Command::new("umount").arg("--lazy").arg(point))?;
     }
     Ok(())
+}
+
+/// The containers whose bundles are in a folder.
+pub fn containers(bundles: &Path) -> Result<Vec<String>> {
+    let names = folders(bundles)?;
+    Ok(names.iter().filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
 }
 
 /// Removes the sockets of the shims, which lie outside the cluster's folder; each bundle says where its own is.
@@ -91,6 +118,18 @@ pub fn remove_network_cache(network: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the folders with fixed names that containerd, the kubelet and the network plugins make, unless others use them.
+pub fn remove_fixed_folders() {
+    for folder in FIXED_FOLDERS {
+        remove_if_empty(Path::new(folder));
+    }
+}
+
+/// An error means that it is not there, or in use: both are fine.
+fn remove_if_empty(folder: &Path) {
+    let _ = fs::remove_dir(folder);
 }
 
 /// Removes a file or a folder with all it holds; one that is not there is fine.

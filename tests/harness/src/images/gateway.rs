@@ -34,6 +34,9 @@ pub fn gateway(tag: &str) -> Result<PathBuf> {
     image.file("etc/passwd", b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n", 0o644)?;
     image.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)?;
     image.file("usr/local/bin/kong", include_bytes!("../../standin/kong"), 0o755)?;
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+    image.file("etc/kong/proxy.crt", own.cert.pem().as_bytes(), 0o644)?;
+    image.file("etc/kong/proxy.key", own.signing_key.serialize_pem().as_bytes(), 0o644)?;
     let template = include_str!("../../standin/nginx.conf");
     let status = if tag == BAD { "500" } else { "404" };
     let conf = template.replace("@VERSION@", tag).replace("@STATUS@", status);
