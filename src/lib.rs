@@ -3,4 +3,7 @@
 pub mod api;
 pub mod cluster;
 pub mod gate;
+pub mod gateplugin;
 pub mod model;
+pub mod promotionpolicy;
+pub mod telemetry;

@@ -1,5 +1,6 @@
 //! The inner nouns. They know nobody.
 
+pub mod duration;
 pub mod names;
 pub mod trial;
 pub mod wish;
