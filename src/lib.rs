@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cluster;
+pub mod dataplane;
 pub mod gate;
 pub mod gateplugin;
 pub mod model;

@@ -97,8 +97,8 @@ pub struct GateEvidence {
     pub plugin: String,
     /// Digest of the plugin, pinned when judging began.
     pub digest: String,
-    /// Hash of the settings.
-    pub settings_hash: String,
+    /// Hash of the gate's entry in its policy, settings and rules: evidence holds for exactly that.
+    pub entry_hash: String,
     /// Counts from 1; a wait is no attempt.
     pub attempt: i32,
     /// The operator process that runs it: another one cannot know how it ended.
@@ -115,7 +115,7 @@ pub struct GateEvidence {
     /// Not before this time is it run again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<MicroTime>,
-    /// `Running` until it ended.
+    /// What it said.
     pub outcome: GateOutcome,
     /// CamelCase word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,8 +143,10 @@ pub struct GateEvidence {
 /// What a gate said.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 pub enum GateOutcome {
-    /// No answer yet.
+    /// Not asked yet.
     #[default]
+    Pending,
+    /// No answer yet.
     Running,
     /// It asked for more time.
     Waiting,

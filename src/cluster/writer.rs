@@ -6,7 +6,11 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
+
+/// How long a pass waits for its own writes to show. Only what somebody else removed at once takes longer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a write left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +26,12 @@ pub type Object = (&'static str, String);
 
 /// What was written for each owner and has not been seen in the caches yet.
 #[derive(Debug, Default)]
-pub struct Writes(Mutex<HashMap<String, HashMap<Object, Left>>>);
+pub struct Writes(Mutex<HashMap<String, HashMap<Object, (Left, Instant)>>>);
 
 impl Writes {
     /// Remembers a write made for `owner`.
     pub fn remember(&self, owner: &str, object: Object, left: Left) {
-        self.lock().entry(owner.to_owned()).or_default().insert(object, left);
+        self.lock().entry(owner.to_owned()).or_default().insert(object, (left, Instant::now()));
     }
 
     /// True once `cached` (resource version, UID and whether it is terminating, if it is cached at all) shows
@@ -37,7 +41,8 @@ impl Writes {
         let Some(pending) = writes.get_mut(owner) else {
             return true;
         };
-        pending.retain(|object, left| match (left, cached(object)) {
+        pending.retain(|_, (_, at)| at.elapsed() < PATIENCE);
+        pending.retain(|object, (left, _)| match (&*left, cached(object)) {
             (Left::Version(written), Some((version, ..))) => version < *written,
             (Left::Version(_), None) => true,
             (Left::Gone(uid), Some((_, cached_uid, terminating))) => *uid == cached_uid && !terminating,
@@ -50,13 +55,12 @@ impl Writes {
         caught_up
     }
 
-    /// Nothing more is waited for: the owner is gone, or waiting has taken so long that somebody else must have
-    /// removed what was written.
+    /// Nothing more is waited for: the owner is gone.
     pub fn forget(&self, owner: &str) {
         self.lock().remove(owner);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, HashMap<Object, Left>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, HashMap<Object, (Left, Instant)>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
