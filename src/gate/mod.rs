@@ -27,6 +27,8 @@ mod schema;
 mod store;
 mod text;
 
+pub mod jobs;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -24,13 +25,17 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubelet|kube-proxy|kubectl [flags]")
-		os.Exit(2)
+	// Called by that name, the binary is the kubectl that people and scripts expect on their path.
+	part := filepath.Base(os.Args[0])
+	if part != "kubectl" {
+		if len(os.Args) < 2 {
+			fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubelet|kube-proxy|kubectl [flags]")
+			os.Exit(2)
+		}
+		part = os.Args[1]
+		// The parts read os.Args themselves: show each the command line it would have as a program of its own.
+		os.Args = os.Args[1:]
 	}
-	part := os.Args[1]
-	// The parts read os.Args themselves: show each the command line it would have as a program of its own.
-	os.Args = os.Args[1:]
 
 	var command *cobra.Command
 	switch part {

@@ -1,2 +1,93 @@
-//! x
-fn main() {}
+//! The command line of the harness: `cargo cluster`, and what else the aliases in `.cargo/config.toml` name.
+
+// A command line prints.
+#![allow(clippy::print_stdout)]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use sluice_harness::cluster::{self, Cluster};
+
+/// The local cluster, the demo and the test runner of Sluice.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A real single-node Kubernetes on this machine (needs Linux and root).
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell to print it for.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Start it, unless it is up and well. The first time, Kubernetes is built from source.
+    Up,
+    /// Stop it and take away all it made.
+    Down,
+    /// Say part by part what runs; an error unless all is well.
+    Status,
+    /// Run a program inside: kubectl is on its path and has an administrator's rights.
+    Exec {
+        /// The program and its arguments, for example `-- kubectl get pods -A`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Give LoadBalancer Services their addresses (a part of the cluster, started by `up`).
+    #[command(hide = true)]
+    LoadBalancer,
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Cluster(command) => run_cluster(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "sluice-harness", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_cluster(command: ClusterCommand) -> Result<ExitCode> {
+    let cluster = Cluster::default();
+    match command {
+        ClusterCommand::Up => cluster.up()?,
+        ClusterCommand::Down => cluster.down()?,
+        ClusterCommand::Status => return Ok(print_status(&cluster)),
+        ClusterCommand::Exec { command } => {
+            let status = cluster.exec(&command[0], &command[1..])?;
+            return Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
+        }
+        ClusterCommand::LoadBalancer => {
+            cluster.inside(|| async { cluster::run_load_balancer(cluster.client().await?).await })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_status(cluster: &Cluster) -> ExitCode {
+    for part in cluster.status() {
+        let state = part.pid.map_or("not running".to_owned(), |pid| format!("running, pid {pid}"));
+        println!("{:<24} {state:<20} {}", part.name, part.log.display());
+    }
+    match cluster.health() {
+        Ok(()) => {
+            println!("The cluster is up.");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("The cluster is not up: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What the project is run, shown and tested with, on one machine.
+//!
+//! - [`cluster`]: a real single-node Kubernetes in a network namespace of its own
+//! - [`images`]: container images made from local files, among them the stand-in gateway
+//! - [`workspace`], [`command`], [`progress`]: where things are, running programs, a line per step
+//!
+//! The binary of this crate is a thin command line over it (`cargo cluster`, `cargo verify`, `cargo demo`).
+
+// A command line and a test kit: what they have to say goes to standard output and standard error.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod cluster;
+pub mod command;
+pub mod images;
+pub mod progress;
+pub mod workspace;
