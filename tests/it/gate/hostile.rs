@@ -41,8 +41,7 @@ fn short_of_cpu(trial: &mut Trial) {
 
 #[tokio::test]
 async fn an_endless_loop_ends_at_its_cpu_budget() {
-    let (good, bad) =
-        obeyed_and_violated("busy_loop", "rounds", "1000", "0", Blame::CpuBudget, short_of_cpu).await;
+    let (good, bad) = obeyed_and_violated("busy_loop", "rounds", "1000", "0", Blame::CpuBudget, short_of_cpu).await;
     assert!(good.cost.cpu < CPU && bad.cost.cpu >= CPU, "{good:?} {bad:?}");
 }
 
@@ -60,8 +59,7 @@ async fn an_endless_loop_of_log_calls_ends_at_its_cpu_budget_and_the_log_is_cut(
 
 #[tokio::test]
 async fn an_endless_loop_of_denied_requests_ends_at_its_cpu_budget() {
-    let (good, bad) =
-        obeyed_and_violated("denied_loop", "rounds", "3", "0", Blame::CpuBudget, short_of_cpu).await;
+    let (good, bad) = obeyed_and_violated("denied_loop", "rounds", "3", "0", Blame::CpuBudget, short_of_cpu).await;
     assert_eq!((good.denials[0].target.as_str(), good.denials[0].count), ("fine", 3));
     assert_eq!(bad.denials.len(), 1);
     assert_eq!(bad.cost.requests, 0);
@@ -129,8 +127,7 @@ async fn a_message_over_its_limit_is_an_error() {
 
 #[tokio::test]
 async fn a_message_of_ten_megabytes_is_not_even_copied() {
-    let (_, bad) =
-        obeyed_and_violated("message", "bytes", "4", "10000000", Blame::MessageTooLarge, |_| {}).await;
+    let (_, bad) = obeyed_and_violated("message", "bytes", "4", "10000000", Blame::MessageTooLarge, |_| {}).await;
     let Outcome::Error { message, .. } = bad.outcome else { unreachable!() };
     assert!(message.contains("at once"), "{message}");
 }

@@ -67,7 +67,8 @@ async fn more_bytes_than_a_plugin_may_have_are_refused_unread() {
 
 #[tokio::test]
 async fn a_component_that_needs_more_than_the_pool_has_is_refused_with_numbers() {
-    let modules: String = (0..17).map(|number| format!("(core module $m{number}) (core instance (instantiate $m{number}))")).collect();
+    let modules: String =
+        (0..17).map(|number| format!("(core module $m{number}) (core instance (instantiate $m{number}))")).collect();
     let error = refused(&host(), wat::parse_str(format!("(component {modules})")).unwrap().into()).await;
     let LoadError::TooLarge(message) = error else { panic!("{error:?}") };
     assert!(message.contains("17") && message.contains("16"), "{message}");
@@ -107,8 +108,11 @@ async fn a_plugin_that_needs_metrics_is_told_that_there_are_none() {
 #[tokio::test]
 async fn a_function_newer_than_this_host_is_refused_by_name() {
     let contract = contract().replace("remaining: func() -> f64;", "remaining: func() -> f64; mood: func() -> f64;");
-    let module = module("instruction", &[("instruction", "(drop (call $mood))")])
-        .replacen("(module", r#"(module (import "sluice:gate/trial@0.1.0" "mood" (func $mood (result f64)))"#, 1);
+    let module = module("instruction", &[("instruction", "(drop (call $mood))")]).replacen(
+        "(module",
+        r#"(module (import "sluice:gate/trial@0.1.0" "mood" (func $mood (result f64)))"#,
+        1,
+    );
     let error = refused(&host(), component(&module, &contract)).await;
     let LoadError::UnsupportedImport(message) = error else { panic!("{error:?}") };
     assert!(message.contains("mood"), "{message}");

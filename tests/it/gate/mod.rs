@@ -92,7 +92,8 @@ async fn run(host: &LocalGateHost, bytes: Bytes, change: impl FnOnce(&mut Trial)
 
 /// The candidate as a target named `candidate/proxy`: a Service at the first address, a Pod at each.
 fn candidate(scheme: Scheme, addresses: &[SocketAddr]) -> Target {
-    let endpoint = |(number, address): (usize, &SocketAddr)| Endpoint { name: format!("pod-{number}"), address: *address };
+    let endpoint =
+        |(number, address): (usize, &SocketAddr)| Endpoint { name: format!("pod-{number}"), address: *address };
     Target {
         name: "candidate/proxy".into(),
         scheme,

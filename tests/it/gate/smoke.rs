@@ -104,7 +104,10 @@ async fn a_fresh_gateway_passes_without_settings_and_every_pod_was_asked() {
     assert_eq!(report.cost.requests, 3);
     assert!(!report.unverified_tls);
     let names: Vec<_> = report.measurements.iter().map(|kept| (kept.name.as_str(), kept.unit.as_str())).collect();
-    assert_eq!(names, [("requests", "requests"), ("failures", "requests"), ("p50", "ms"), ("p95", "ms"), ("max", "ms")]);
+    assert_eq!(
+        names,
+        [("requests", "requests"), ("failures", "requests"), ("p50", "ms"), ("p95", "ms"), ("max", "ms")]
+    );
     assert_eq!((report.measurements[0].value, report.measurements[1].value), (3.0, 0.0));
     assert!(report.measurements[4].value > 0.0);
 }
