@@ -2,8 +2,8 @@
 //!
 //! `settings` is what a user may set, `judge` decides from answers, and here the requests are made.
 
-mod judge;
-mod settings;
+pub mod judge;
+pub mod settings;
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How a request without an endpoint is called in messages.
 const SERVICE: &str = "the Service";
 
-/// The gate.
-struct HttpSmoke;
+/// The gate. See `schema.json` for its settings.
+pub struct HttpSmoke;
 
 impl Gate for HttpSmoke {
     type Settings = Settings;
