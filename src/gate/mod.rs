@@ -1,8 +1,41 @@
 //! Runs trials. Knows WebAssembly, does not know Kubernetes.
+//!
+//! | file | job |
+//! |---|---|
+//! | `mod` | the door: [`GateHost`] |
+//! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
+//! | `plugin` | bytes -> checked, compiled, linked |
+//! | `schema` | settings against a plugin's JSON Schema |
+//! | `store` | one run: a fresh store, its limits, and what its end means |
+//! | `engine` | the engine, its pool and its clock |
+//! | `meter`, `limits` | the CPU budget; the memory limit |
+//! | `host` | what a guest may call: one file per interface of the contract |
+//! | `bindings` | the contract as Rust, and its types as our nouns |
+//! | `text` | a guest's words on their way to people |
+//!
+//! A run goes `runner` -> `store` -> guest -> `host` and back, and whatever happens on the way is an
+//! [`Outcome`]: what is not a verdict is an error, so nothing can pass by breaking.
+
+mod bindings;
+mod engine;
+mod host;
+mod limits;
+mod meter;
+mod plugin;
+mod runner;
+mod schema;
+mod store;
+mod text;
+
+pub mod jobs;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::{
+    engine::StartError,
+    runner::{Capacity, LocalGateHost},
+};
 use crate::model::trial::{Digest, LoadError, Loaded, Outcome, Problem, Report, Trial};
 
 /// The door to the gate host. In this process or, behind a socket, in a process of its own: callers cannot tell.

@@ -1,3 +1,15 @@
 //! The inner nouns. They know nobody.
 
+pub mod duration;
+pub mod intent;
+pub mod names;
+pub mod observed;
+pub mod plan;
 pub mod trial;
+pub mod wish;
+
+pub use intent::{Gate, Intent, Owner, Refusal, Rules, Strategy};
+pub use names::Selector;
+pub use observed::Observed;
+pub use plan::{Phase, Plan};
+pub use wish::{Revision, Wish};

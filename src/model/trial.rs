@@ -237,7 +237,7 @@ pub enum Outcome {
 }
 
 /// A number that justifies a verdict.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Measurement {
     /// `p99`, `endpoints`.
     pub name: String,
@@ -246,11 +246,12 @@ pub struct Measurement {
     /// `ms`, `requests`.
     pub unit: String,
     /// What it was compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
 }
 
 /// A target a gate asked for and was not granted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Denial {
     /// What the guest wrote, cut and with control characters escaped.
     pub target: String,

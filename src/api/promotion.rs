@@ -1,0 +1,222 @@
+//! `Promotion`: the record of one upgrade to one revision. Written by the operator alone; it outlives crashes,
+//! and after the upgrade it is the history.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::trial::{Denial, Measurement};
+
+/// What the upgrade is about. Never changes.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[kube(
+    group = "sluice.dev",
+    version = "v1alpha1",
+    kind = "Promotion",
+    plural = "promotions",
+    category = "sluice",
+    namespaced,
+    status = "PromotionStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Promotion is the record of one upgrade of a DataPlane to one revision: its evidence, approval, commit and verdict. The operator creates one for every upgrade.",
+    printcolumn(name = "DataPlane", type_ = "string", json_path = ".spec.dataPlane"),
+    printcolumn(name = "Revision", type_ = "string", json_path = ".spec.revision"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Gates", type_ = "string", json_path = ".status.summary"),
+    printcolumn(name = "Approved", type_ = "string", json_path = ".status.approval.by"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionSpec {
+    /// Name of the DataPlane.
+    pub data_plane: String,
+    /// The revision that is to become live.
+    pub revision: String,
+    /// The generation of the DataPlane at which the upgrade began.
+    pub generation: i64,
+}
+
+/// What became of the upgrade.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionStatus {
+    /// For people; the operator decides on facts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Why, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// `1/2 passed`, for the column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// When the phase that waits for machines began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progressing_since: Option<Time>,
+    /// The evidence, one entry for each gate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateEvidence>,
+    /// The Pods that were judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<JudgedPod>,
+    /// Who approved this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// The decision to switch, written before anything is switched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<Commit>,
+    /// When all traffic had moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched_at: Option<Time>,
+    /// How the upgrade ended; absent while it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+}
+
+/// How an upgrade ended.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Verdict {
+    /// The revision became live.
+    Promoted,
+    /// Another revision was wanted before this one was promoted.
+    Superseded,
+    /// The live revision was wanted again.
+    Reverted,
+    /// Traffic was moved back to the stable side.
+    Failed,
+}
+
+/// What one gate said, and everything that depended on.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GateEvidence {
+    /// `<policy>/<gate>`.
+    pub name: String,
+    /// The plugin's object.
+    pub plugin: String,
+    /// Digest of the plugin, pinned when judging began.
+    pub digest: String,
+    /// Hash of the gate's entry in its policy, settings and rules: evidence holds for exactly that.
+    pub entry_hash: String,
+    /// Counts from 1; a wait is no attempt.
+    pub attempt: i32,
+    /// The operator process that runs it: another one cannot know how it ended.
+    pub host: String,
+    /// When this gate's first trial for these Pods began; its deadline counts from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// When this attempt was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+    /// Not before this time is it run again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<MicroTime>,
+    /// What it said.
+    pub outcome: GateOutcome,
+    /// CamelCase word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// One sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Numbers that justify it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measurements: Vec<Measurement>,
+    /// Targets it asked for and was not granted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<Denial>,
+    /// Pods that answered it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answered: Vec<String>,
+    /// True where it spoke TLS with a certificate that nobody verified.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unverified_tls: bool,
+    /// What it used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<GateCost>,
+}
+
+/// What a gate said.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum GateOutcome {
+    /// Not asked yet.
+    #[default]
+    Pending,
+    /// No answer yet.
+    Running,
+    /// It asked for more time.
+    Waiting,
+    /// An error that may go away; it is tried again.
+    Retrying,
+    /// Good.
+    Pass,
+    /// Bad.
+    Fail,
+    /// It could not tell.
+    Inconclusive,
+    /// No knowledge.
+    Error,
+}
+
+/// What a gate used up.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GateCost {
+    /// CPU time, milliseconds.
+    pub cpu_millis: i64,
+    /// Wall time, milliseconds.
+    pub wall_millis: i64,
+    /// Peak memory, bytes.
+    pub memory_bytes: i64,
+    /// Requests sent.
+    pub requests: i64,
+}
+
+/// A Pod that was judged.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JudgedPod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The image its proxy container runs, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "imageID")]
+    pub image_id: Option<String>,
+    /// Restarts of its containers when it was judged.
+    pub restarts: i32,
+}
+
+/// Who approved, and when it was seen.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    /// `annotation`.
+    pub by: String,
+    /// When it was first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+}
+
+/// The decision to move traffic.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Commit {
+    /// When it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// Selector of the stable side.
+    pub from: String,
+    /// Selector of the candidate.
+    pub to: String,
+    /// What approved it.
+    pub approved_by: String,
+    /// Set when traffic has to go back to `from`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub back: bool,
+}

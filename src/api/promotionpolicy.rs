@@ -1,0 +1,153 @@
+//! `PromotionPolicy`: which gates judge the upgrades of which DataPlanes, and by which rules.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// The condition that says whether all gates of a policy can be run.
+pub const ACCEPTED: &str = "Accepted";
+
+/// Which gates judge the upgrades of which DataPlanes.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "sluice.dev",
+    version = "v1alpha1",
+    kind = "PromotionPolicy",
+    plural = "promotionpolicies",
+    category = "sluice",
+    namespaced,
+    status = "PromotionPolicyStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "PromotionPolicy says which gates judge the upgrades of which DataPlanes of its namespace. Every matching policy counts: gates add up and the strictest rule wins.",
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionPolicySpec {
+    /// DataPlanes of this namespace, by label; an empty selector means all of them.
+    pub selector: LabelSelector,
+    /// The gates. A revision is promoted only after every one of them passed for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "gates")]
+    pub gates: Vec<Gate>,
+    /// Seconds for which the replaced side lives on after traffic has moved.
+    #[serde(default = "defaults::scale_down_delay")]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub scale_down_delay_seconds: i32,
+    /// Seconds for every phase that waits for machines.
+    #[serde(default = "defaults::progress_deadline")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub progress_deadline_seconds: i32,
+}
+
+/// One gate of a policy.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// Its name in evidence, Events and conditions.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// The plugin that judges.
+    pub plugin_ref: PluginRef,
+    /// What the plugin is told; checked against its schema, then by itself.
+    #[serde(default = "defaults::settings")]
+    #[schemars(schema_with = "super::any_object")]
+    pub settings: serde_json::Value,
+    /// Wall time of one trial.
+    #[serde(default = "defaults::timeout")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1h')").message("must be more than 0s and at most 1h"))]
+    pub timeout: String,
+    /// Trials in all, for errors that may go away by themselves; a `fail` is final.
+    #[serde(default = "defaults::max_attempts")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_attempts: i32,
+    /// Time between two attempts.
+    #[serde(default = "defaults::retry_backoff")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('1h')").message("must be at least 0s and at most 1h"))]
+    pub retry_backoff: String,
+    /// Time for all trials of one judgement together, waits included.
+    #[serde(default = "defaults::deadline")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('168h')").message("must be more than 0s and at most 168h"))]
+    pub deadline: String,
+}
+
+/// The plugin of a gate.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginRef {
+    /// Only `GatePlugin`, of the policy's namespace.
+    #[serde(default)]
+    pub kind: PluginKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// The kind of a plugin object.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum PluginKind {
+    /// A `GatePlugin` of the policy's namespace.
+    #[default]
+    GatePlugin,
+}
+
+/// What is observed of a policy.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionPolicyStatus {
+    /// `Accepted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+fn gates(generator: &mut SchemaGenerator) -> Schema {
+    let item = generator.subschema_for::<Gate>();
+    json_schema!({
+        "type": "array",
+        "items": item,
+        // More than anyone has asked for, few enough that evidence stays a small object.
+        "maxItems": 16,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["name"],
+    })
+}
+
+/// A duration as Go and Kubernetes write it: `300ms`, `1m30s`.
+fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "maxLength": 32, "pattern": "^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$" })
+}
+
+/// The defaults of `spec`, shown in the schema and used where a rule is asked for without a policy.
+pub mod defaults {
+    /// Long enough for every node to have learnt of the switch.
+    #[must_use]
+    pub fn scale_down_delay() -> i32 {
+        30
+    }
+    /// As a Deployment's own.
+    #[must_use]
+    pub fn progress_deadline() -> i32 {
+        600
+    }
+    pub(super) fn settings() -> serde_json::Value {
+        serde_json::json!({})
+    }
+    pub(super) fn timeout() -> String {
+        "30s".into()
+    }
+    pub(super) fn max_attempts() -> i32 {
+        3
+    }
+    pub(super) fn retry_backoff() -> String {
+        "5s".into()
+    }
+    pub(super) fn deadline() -> String {
+        "10m".into()
+    }
+}

@@ -1,0 +1,272 @@
+//! WRITES. Only what differs, in an order that is safe to stop after any write.
+
+pub mod certificate;
+pub mod differ;
+pub mod publish;
+
+use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use self::certificate::Authority;
+use super::build::{Object, Planned, Surplus};
+use crate::{
+    api::{DataPlane, Promotion, dataplane::PROMOTE_WHEN_READY},
+    cluster::writer::{Left, Writes},
+    model::{Intent, Observed, names, plan::ApprovalPlan},
+};
+
+/// Why a pass could not write.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API refused or could not be reached.
+    #[error("could not {verb} {kind} {name}")]
+    Write {
+        /// What was tried.
+        verb: &'static str,
+        /// On what kind.
+        kind: &'static str,
+        /// On which object.
+        name: String,
+        /// Why not.
+        source: kube::Error,
+    },
+    /// No certificate could be issued.
+    #[error("could not issue the certificate in Secret {name}")]
+    Certificate {
+        /// The Secret.
+        name: String,
+        /// Why not.
+        source: rcgen::Error,
+    },
+}
+
+impl Error {
+    /// Somebody else wrote in between: not a failure, the next pass decides afresh.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Write { source: kube::Error::Api(status), .. } if status.code == 409)
+    }
+}
+
+/// The hands of one pass.
+pub struct Writer<'a> {
+    /// Client of the operator's service account.
+    pub client: Client,
+    /// Memory of what was written.
+    pub writes: &'a Writes,
+    /// Issues certificates.
+    pub authority: &'a Authority,
+    /// Whose objects.
+    pub intent: &'a Intent,
+}
+
+/// Makes the cluster what was planned, up to the first write that fails. The order is the meaning:
+/// an approval that is void goes before anything that could honour it; a wish is on record before anything runs it,
+/// and an upgrade before its Pods; a certificate is there before the Pods that mount it; Services move before the
+/// Deployment they left changes its label, so that a label never promises traffic; what nobody needs goes last.
+///
+/// # Errors
+/// The first write that failed. Everything before it stands, and the next pass goes on from there.
+pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
+    let Planned { approval, records, promotion, certificates, services, deployments, surplus } = planned;
+    if *approval != ApprovalPlan::Keep {
+        writer.remove_approval().await?;
+    }
+    if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
+        writer.promotion_status(name, Some(version), status).await?;
+    }
+    for object in records {
+        let found = observed.records.iter().find(|record| record.name == object.name);
+        if found.is_none_or(|record| object.body["revision"] != record.ordinal) {
+            writer.apply::<ControllerRevision>(object).await?;
+        }
+    }
+    if let Some(promotion) = promotion.as_ref().filter(|promotion| promotion.opens) {
+        let body = super::build::promotion(writer.intent, promotion);
+        writer.apply::<Promotion>(&Object { name: promotion.name.clone(), body, only_if: None }).await?;
+    }
+    for order in certificates {
+        let found = observed.secrets.iter().find(|secret| secret.name_any() == order.name);
+        if found.is_none_or(|secret| !certificate::covers(secret, order)) {
+            let issued = writer
+                .authority
+                .issue(order)
+                .map_err(|source| Error::Certificate { name: order.name.clone(), source })?;
+            writer.apply::<Secret>(&issued).await?;
+        }
+    }
+    for object in services {
+        let found = observed.services.values().find(|service| service.name_any() == object.name);
+        writer.settle(object, found.map(AsRef::as_ref)).await?;
+    }
+    for object in deployments {
+        let found = observed.deployments.iter().find(|deployment| deployment.name_any() == object.name);
+        writer.settle(object, found.map(AsRef::as_ref)).await?;
+    }
+    prune(writer, observed, surplus).await
+}
+
+async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> Result<(), Error> {
+    let Surplus { deployments, services, records, promotions } = surplus;
+    for name in deployments {
+        let secret = observed.secrets.iter().find(|secret| secret.name_any() == *name);
+        if let Some(deployment) = observed.deployments.iter().find(|deployment| deployment.name_any() == *name) {
+            writer.remove(deployment.as_ref()).await?;
+        }
+        if let Some(secret) = secret {
+            writer.remove(secret.as_ref()).await?;
+        }
+    }
+    for name in services {
+        if let Some(service) = observed.services.values().find(|service| service.name_any() == *name) {
+            writer.remove(service.as_ref()).await?;
+        }
+    }
+    for name in records {
+        writer.delete::<ControllerRevision>(name, None).await?;
+    }
+    for name in promotions {
+        writer.delete::<Promotion>(name, None).await?;
+    }
+    Ok(())
+}
+
+impl Writer<'_> {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.intent.owner.namespace)
+    }
+
+    fn remember<K: Resource<DynamicType = ()>>(&self, written: &K) {
+        let Some(version) = written.resource_version().and_then(|version| version.parse().ok()) else { return };
+        self.writes.remember(&self.intent.owner.uid, (kind::<K>(), written.name_any()), Left::Version(version));
+    }
+
+    /// Applies an object unless it already is what it should be.
+    async fn settle<K>(&self, object: &Object, found: Option<&K>) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let mut object = object.clone();
+        object.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
+        let found = found.and_then(|found| serde_json::to_value(found).ok());
+        match &found {
+            Some(found) if differ::holds(found, &object.body) => Ok(()),
+            Some(_) => self.apply::<K>(&object).await,
+            // It is not in the cache, so this has to make it: any other object of that name is not ours.
+            None => self.apply::<K>(&Object { only_if: Some(differ::ABSENT.into()), ..object }).await,
+        }
+    }
+
+    async fn apply<K>(&self, object: &Object) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let mut body = object.body.clone();
+        if let Some(version) = &object.only_if {
+            body["metadata"]["resourceVersion"] = version.as_str().into();
+        }
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let written = self.api::<K>().patch(&object.name, &params, &Patch::Apply(&body)).await;
+        let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
+        tracing::debug!(kind = kind::<K>(), name = object.name, "applied");
+        self.remember(&written);
+        Ok(())
+    }
+
+    /// Takes the promote annotation away. Nothing else of the object is ours.
+    async fn remove_approval(&self) -> Result<(), Error> {
+        let name = &self.intent.owner.name;
+        // Only from the object this pass decided on: an approval given since is another one.
+        let body = json!({ "metadata": {
+            "resourceVersion": self.intent.owner.resource_version,
+            "annotations": { PROMOTE_WHEN_READY: Value::Null },
+        }});
+        let written = self.api::<DataPlane>().patch(name, &PatchParams::default(), &Patch::Merge(&body)).await;
+        self.remember(
+            &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,
+        );
+        Ok(())
+    }
+
+    /// Deletes an object that we hold by a finalizer.
+    async fn remove<K>(&self, found: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let name = found.name_any();
+        if found.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER) {
+            release(&self.api::<K>(), found).await.map_err(|source| failed::<K>("release", &name, source))?;
+        }
+        self.delete::<K>(&name, found.uid()).await
+    }
+
+    async fn delete<K>(&self, name: &str, uid: Option<String>) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let params = DeleteParams {
+            preconditions: uid.clone().map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            ..DeleteParams::background()
+        };
+        match self.api::<K>().delete(name, &params).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(source) => return Err(failed::<K>("delete", name, source)),
+        }
+        tracing::debug!(kind = kind::<K>(), name, "deleted");
+        if let Some(uid) = uid {
+            self.writes.remember(&self.intent.owner.uid, (kind::<K>(), name.to_owned()), Left::Gone(uid));
+        }
+        Ok(())
+    }
+}
+
+/// Takes our finalizer off an object, and only ours.
+///
+/// # Errors
+/// What the API says; a vanished object is no error.
+pub async fn release<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+{
+    let others: Vec<_> = object.finalizers().iter().filter(|finalizer| *finalizer != names::WAIT_FOR_OWNER).collect();
+    let body = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": others } });
+    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn kind<K: Resource<DynamicType = ()>>() -> &'static str {
+    match K::kind(&()) {
+        std::borrow::Cow::Borrowed(kind) => kind,
+        // Every kind we write is a type of this crate or of k8s-openapi, whose names are static.
+        std::borrow::Cow::Owned(_) => "object",
+    }
+}
+
+fn failed<K: Resource<DynamicType = ()>>(verb: &'static str, name: &str, source: kube::Error) -> Error {
+    Error::Write { verb, kind: kind::<K>(), name: name.to_owned(), source }
+}

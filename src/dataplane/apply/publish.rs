@@ -1,0 +1,97 @@
+//! WRITES. What people and later passes read: status of the upgrade, status of the DataPlane, Events. In this order:
+//! a commit is on record before the spec is frozen for it, and nobody is told of what is not yet true.
+
+use kube::{
+    Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::events::{Event, EventType, Recorder},
+};
+use serde_json::json;
+
+use super::{Error, Writer, failed};
+use crate::{
+    api::{DataPlane, Promotion, dataplane::DataPlaneStatus, promotion::PromotionStatus},
+    dataplane::{build, status::Note},
+    model::{Observed, Plan, names},
+};
+
+/// Publishes what this pass decided. One status write for each object at most.
+///
+/// # Errors
+/// The first write that failed. A conflict on a conditional write voids what it was about, nothing else.
+pub async fn publish(
+    writer: &Writer<'_>,
+    observed: &Observed,
+    plan: &Plan,
+    status: &DataPlaneStatus,
+) -> Result<(), Error> {
+    if let Some(promotion) = &plan.promotion {
+        let found = observed.promotions.iter().find(|found| found.name_any() == promotion.name);
+        let recorded = found.and_then(|found| found.status.as_ref());
+        if recorded != Some(&promotion.status) {
+            writer.promotion_status(&promotion.name, promotion.resource_version.as_deref(), &promotion.status).await?;
+        }
+    }
+    if observed.status.as_ref() != Some(status) {
+        let only_if = plan.arms.then_some(writer.intent.owner.resource_version.as_str());
+        writer.dataplane_status(status, only_if).await?;
+    }
+    Ok(())
+}
+
+/// Tells people what changed. An Event that is lost loses nothing: everything in it is also in a status.
+pub async fn tell(recorder: &Recorder, dataplane: &DataPlane, notes: &[Note]) {
+    for Note { warning, reason, message } in notes {
+        let event = Event {
+            type_: if *warning { EventType::Warning } else { EventType::Normal },
+            reason: (*reason).to_owned(),
+            note: Some(cut(message)),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = recorder.publish(&event, &dataplane.object_ref(&())).await {
+            tracing::warn!(%error, reason, "an Event could not be published");
+        }
+    }
+}
+
+/// The API takes at most 1024 bytes.
+fn cut(message: &str) -> String {
+    let mut end = message.len().min(1_000);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message[..end].to_owned()
+}
+
+impl Writer<'_> {
+    pub(super) async fn promotion_status(
+        &self,
+        name: &str,
+        resource_version: Option<&str>,
+        status: &PromotionStatus,
+    ) -> Result<(), Error> {
+        let body = build::promotion_status(self.intent, name, resource_version, status);
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let written = self.api::<Promotion>().patch_status(name, &params, &Patch::Apply(&body)).await;
+        self.remember(&written.map_err(|source| failed::<Promotion>("write the status of", name, source))?);
+        Ok(())
+    }
+
+    async fn dataplane_status(&self, status: &DataPlaneStatus, only_if: Option<&str>) -> Result<(), Error> {
+        let name = &self.intent.owner.name;
+        let mut body = json!({
+            "apiVersion": DataPlane::api_version(&()),
+            "kind": DataPlane::kind(&()),
+            "metadata": { "name": name, "namespace": self.intent.owner.namespace, "uid": self.intent.owner.uid },
+            "status": status,
+        });
+        if let Some(version) = only_if {
+            body["metadata"]["resourceVersion"] = version.into();
+        }
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let written = self.api::<DataPlane>().patch_status(name, &params, &Patch::Apply(&body)).await;
+        self.remember(&written.map_err(|source| failed::<DataPlane>("write the status of", name, source))?);
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! PURE. Plan -> every object we own, rendered. Cannot fail.
+
+mod deployment;
+pub mod merge;
+mod service;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{
+    api::promotion::PromotionStatus,
+    model::{
+        Intent, Observed, Plan,
+        names::{self, Role, State},
+        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord},
+    },
+};
+
+/// Every object of one DataPlane as it should be, in the order in which it is written.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What becomes of the promote annotation.
+    pub approval: ApprovalPlan,
+    /// Wishes on record.
+    pub records: Vec<Object>,
+    /// The upgrade on record.
+    pub promotion: Option<PlannedPromotion>,
+    /// Certificates of the sides.
+    pub certificates: Vec<CertificateOrder>,
+    /// Services.
+    pub services: Vec<Object>,
+    /// Deployments.
+    pub deployments: Vec<Object>,
+    /// What no side needs any more.
+    pub surplus: Surplus,
+}
+
+/// A rendered object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Its name.
+    pub name: String,
+    /// All fields that are ours, as server-side apply takes them.
+    pub body: Value,
+    /// Only to this resource version: the write is part of a commit.
+    pub only_if: Option<String>,
+}
+
+/// A Secret that should hold a certificate for these names. Issued by `apply`: a key is no pure thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateOrder {
+    /// Name of the Secret.
+    pub name: String,
+    /// DNS names, the common name first.
+    pub hosts: Vec<String>,
+    /// Metadata of the Secret.
+    pub metadata: Value,
+}
+
+/// Names of what no side needs any more.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Surplus {
+    /// Deployments, each with the Secret of the same name.
+    pub deployments: Vec<String>,
+    /// Services.
+    pub services: Vec<String>,
+    /// Records of wishes.
+    pub records: Vec<String>,
+    /// Upgrades that are history.
+    pub promotions: Vec<String>,
+}
+
+/// Wishes that were live before and are kept, beside the live one and those under way.
+const RECORDS_KEPT: usize = 3;
+/// Upgrades that are kept as history.
+const PROMOTIONS_KEPT: usize = 5;
+
+/// Renders everything a DataPlane owns.
+#[must_use]
+pub fn render(intent: &Intent, observed: &Observed, plan: &Plan) -> Planned {
+    let sides = plan.sides.iter();
+    let mut services = service::pair(intent, observed, State::Live, &plan.live);
+    services.extend(plan.preview.iter().flat_map(|preview| service::pair(intent, observed, State::Preview, preview)));
+    Planned {
+        approval: plan.approval.clone(),
+        records: plan.records.iter().map(|planned| record(intent, planned)).collect(),
+        promotion: plan.promotion.clone(),
+        certificates: sides.clone().map(|side| certificate(intent, observed, side)).collect(),
+        surplus: surplus(observed, plan, &services),
+        services,
+        deployments: sides.map(|side| deployment::render(intent, observed, side)).collect(),
+    }
+}
+
+/// Metadata that every owned object shares.
+fn metadata(intent: &Intent, name: &str, generate_name: Option<&str>, labels: &BTreeMap<&str, &str>) -> Value {
+    let owner = &intent.owner;
+    let mut metadata = json!({
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": labels,
+        "ownerReferences": [{
+            "apiVersion": "gateway-operator.konghq.com/v1beta1",
+            "kind": "DataPlane",
+            "name": owner.name,
+            "uid": owner.uid,
+            "controller": true,
+        }],
+    });
+    if let Some(generate_name) = generate_name {
+        metadata["generateName"] = names::generate_name(generate_name).into();
+        metadata["finalizers"] = json!([names::WAIT_FOR_OWNER]);
+    }
+    metadata
+}
+
+fn record(intent: &Intent, planned: &PlannedRecord) -> Object {
+    let name = names::record(&intent.owner.name, &intent.owner.uid, planned.revision.as_str());
+    let labels = BTreeMap::from([(names::APP, intent.owner.name.as_str()), (names::MANAGED_BY, names::DATAPLANE)]);
+    let mut metadata = metadata(intent, &name, None, &labels);
+    metadata["annotations"] = json!({ names::REVISION: planned.revision.as_str() });
+    Object {
+        body: json!({
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": metadata,
+            "data": planned.wish,
+            // Kubernetes wants a number here; ours counts promotions, 0 for a wish that was never live.
+            "revision": planned.ordinal,
+        }),
+        name,
+        only_if: None,
+    }
+}
+
+/// The body of a new `Promotion`.
+#[must_use]
+pub fn promotion(intent: &Intent, planned: &PlannedPromotion) -> Value {
+    let labels = BTreeMap::from([(names::APP, intent.owner.name.as_str()), (names::MANAGED_BY, names::DATAPLANE)]);
+    json!({
+        "apiVersion": "sluice.dev/v1alpha1",
+        "kind": "Promotion",
+        "metadata": metadata(intent, &planned.name, None, &labels),
+        "spec": {
+            "dataPlane": intent.owner.name,
+            "revision": planned.revision.as_str(),
+            "generation": planned.generation,
+        },
+    })
+}
+
+/// The body of a `Promotion`'s status, to be written only to the resource version this pass decided on.
+#[must_use]
+pub fn promotion_status(
+    intent: &Intent,
+    name: &str,
+    resource_version: Option<&str>,
+    status: &PromotionStatus,
+) -> Value {
+    let mut body = json!({
+        "apiVersion": "sluice.dev/v1alpha1",
+        "kind": "Promotion",
+        "metadata": { "name": name, "namespace": intent.owner.namespace },
+        "status": status,
+    });
+    if let Some(version) = resource_version {
+        body["metadata"]["resourceVersion"] = version.into();
+    }
+    body
+}
+
+/// One Secret for each Deployment with the names of both admin Services, so that promotion changes no certificate.
+fn certificate(intent: &Intent, observed: &Observed, side: &crate::model::plan::Side) -> CertificateOrder {
+    let owner = &intent.owner;
+    let admin = |state| service::name(intent, observed, Role::Admin, state);
+    let state = side.state.unwrap_or(State::Live);
+    let name = names::side(&owner.name, &owner.uid, &side.selector);
+    let admin_service = admin(state);
+    let labels = BTreeMap::from([
+        (names::MANAGED_BY, names::DATAPLANE),
+        (names::SERVICE_SECRET, admin_service.as_str()),
+        (names::KONG_SECRET, "true"),
+    ]);
+    let host = |service: String| format!("{service}.{}.svc", owner.namespace);
+    CertificateOrder {
+        metadata: metadata(intent, &name, Some(&format!("dataplane-{}-", owner.name)), &labels),
+        hosts: vec![host(admin(State::Live)), host(admin(State::Preview))],
+        name,
+    }
+}
+
+fn surplus(observed: &Observed, plan: &Plan, services: &[Object]) -> Surplus {
+    use kube::ResourceExt;
+    let planned = |name: &String| services.iter().any(|service| service.name == *name);
+    // The live and the staged wish stay whatever their age, and what a Deployment was rendered from.
+    let rendered: Vec<_> =
+        observed.deployments.iter().filter_map(|deployment| deployment.annotations().get(names::REVISION)).collect();
+    let mut history: Vec<_> = observed.records.iter().collect();
+    history.sort_by_key(|record| std::cmp::Reverse(record.ordinal));
+    let needed = |revision: &str| {
+        plan.records.iter().any(|record| record.revision.as_str() == revision)
+            || rendered.iter().any(|rendered| *rendered == revision)
+            || observed.open().is_some_and(|open| open.spec.revision == revision)
+    };
+    let closed: Vec<_> = observed
+        .promotions
+        .iter()
+        .filter(|promotion| crate::model::observed::verdict(promotion).is_some())
+        .map(|promotion| promotion.name_any())
+        .collect();
+    Surplus {
+        deployments: super::plan::retired(observed, plan),
+        services: observed.services.values().map(|service| service.name_any()).filter(|name| !planned(name)).collect(),
+        records: history
+            .into_iter()
+            .skip(RECORDS_KEPT)
+            .filter(|record| !needed(record.revision.as_str()))
+            .map(|record| record.name.clone())
+            .collect(),
+        promotions: closed.iter().take(closed.len().saturating_sub(PROMOTIONS_KEPT)).cloned().collect(),
+    }
+}

@@ -1,0 +1,225 @@
+//! PURE. DataPlane and matching policies -> Intent. What cannot be granted is a `Refusal` in it: a fact that names
+//! the field, never an error that stops the pass.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{
+    ResourceExt,
+    core::{Selector as LabelMatch, SelectorExt},
+};
+
+use crate::{
+    api::{
+        DataPlane, PromotionPolicy,
+        dataplane::{PROMOTE_WHEN_READY, ServiceType},
+        promotionpolicy::{self, defaults},
+    },
+    model::{Gate, Intent, Owner, Refusal, Rules, Strategy, Wish, duration, names},
+};
+
+/// Reads what a DataPlane and the policies of its namespace ask for.
+#[must_use]
+pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_images: bool) -> Intent {
+    let deployment = &dataplane.spec.deployment;
+    let ingress = dataplane.spec.network.as_ref().and_then(|network| network.services.as_ref()?.ingress.as_ref());
+    Intent {
+        owner: Owner {
+            name: dataplane.name_any(),
+            namespace: dataplane.namespace().unwrap_or_default(),
+            uid: dataplane.uid().unwrap_or_default(),
+            generation: dataplane.metadata.generation.unwrap_or_default(),
+            resource_version: dataplane.resource_version().unwrap_or_default(),
+        },
+        strategy: match deployment.rollout.as_ref().and_then(|rollout| rollout.strategy.blue_green.as_ref()) {
+            Some(_) => Strategy::BlueGreen,
+            None => Strategy::InPlace,
+        },
+        wanted: wish(dataplane, validate_images),
+        replicas: deployment.replicas.unwrap_or(1),
+        service_type: ingress.map_or(ServiceType::default(), |ingress| ingress.type_).as_str(),
+        service_annotations: ingress.and_then(|ingress| ingress.annotations.clone()).unwrap_or_default(),
+        // Byte for byte, as with Kong: `True` or `1` approve nothing.
+        approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
+        rules: rules(dataplane, policies),
+        terminating: dataplane.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+fn wish(dataplane: &DataPlane, validate_images: bool) -> Result<Wish, Refusal> {
+    let ports = dataplane
+        .spec
+        .network
+        .as_ref()
+        .and_then(|network| network.services.as_ref()?.ingress.as_ref()?.ports.as_ref())
+        .map_or(serde_json::Value::Null, |ports| serde_json::json!(ports));
+    let template = dataplane.spec.deployment.pod_template_spec.clone().unwrap_or_default();
+    let wish = Wish { pod_template: template.0, ports };
+    let refuse =
+        |message| Refusal { field: "spec.deployment.podTemplateSpec.spec.containers[proxy].image".into(), message };
+    let image =
+        wish.proxy_image().ok_or_else(|| refuse("DataPlane requires an image to be set on proxy container".into()))?;
+    if validate_images && !supported(image) {
+        return Err(refuse(format!("unsupported DataPlane image {image}: the tag must be a version of at least 3.0")));
+    }
+    Ok(wish)
+}
+
+/// A version of at least 3.0 in the tag; a digest alone says nothing and is trusted.
+fn supported(image: &str) -> bool {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, _)) => (name, true),
+        None => (image, false),
+    };
+    // A colon before the last slash belongs to the registry's port.
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let Some((_, tag)) = last.split_once(':') else { return digest };
+    let version = tag.strip_prefix('v').unwrap_or(tag);
+    let mut numbers = version.split('-').next().unwrap_or_default().split('.').map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(_))) if major >= 3)
+        && numbers.all(|number| number.is_ok())
+}
+
+fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy]) -> Rules {
+    let mut matching: Vec<_> = policies.iter().filter(|policy| matches(&policy.spec.selector, dataplane)).collect();
+    matching.sort_by_key(|policy| policy.name_any());
+    let seconds = |value: i32| Duration::from_secs(u64::try_from(value).unwrap_or_default());
+    let strictest =
+        |of: fn(&promotionpolicy::PromotionPolicySpec) -> i32| matching.iter().map(move |policy| of(&policy.spec));
+    Rules {
+        governed: !matching.is_empty(),
+        gates: matching
+            .iter()
+            .flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(&policy.name_any(), entry)))
+            .collect(),
+        // The longest life for the replaced side and the shortest patience with machines.
+        scale_down_delay: seconds(
+            strictest(|spec| spec.scale_down_delay_seconds).max().unwrap_or_else(defaults::scale_down_delay),
+        ),
+        progress_deadline: seconds(
+            strictest(|spec| spec.progress_deadline_seconds).min().unwrap_or_else(defaults::progress_deadline),
+        ),
+    }
+}
+
+/// An empty selector matches everything; one that cannot be read matches everything too: a typing error in a
+/// selector must not let an upgrade past its gates.
+fn matches(selector: &LabelSelector, dataplane: &DataPlane) -> bool {
+    LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(dataplane.labels()))
+}
+
+fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
+    let mut problem = None;
+    let mut span = |field: &str, text: &str| {
+        duration::parse(text).unwrap_or_else(|error| {
+            problem.get_or_insert(format!("spec.gates[{}].{field}: {error}", entry.name));
+            Duration::ZERO
+        })
+    };
+    let (timeout, retry_backoff, deadline) = (
+        span("timeout", &entry.timeout),
+        span("retryBackoff", &entry.retry_backoff),
+        span("deadline", &entry.deadline),
+    );
+    Gate {
+        name: format!("{policy}/{}", entry.name),
+        plugin: entry.plugin_ref.name.clone(),
+        settings: entry.settings.clone(),
+        timeout,
+        max_attempts: entry.max_attempts,
+        retry_backoff,
+        deadline,
+        hash: names::hash(&[&serde_json::json!(entry).to_string()], 16),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn dataplane(image: &str) -> DataPlane {
+        serde_json::from_value(json!({
+            "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane",
+            "metadata": {"name": "dp", "namespace": "ns", "labels": {"team": "a"}},
+            "spec": {"deployment": {"podTemplateSpec": {"spec": {"containers": [{"name": "proxy", "image": image}]}}}},
+        }))
+        .expect("a DataPlane")
+    }
+
+    fn policy(name: &str, spec: serde_json::Value) -> PromotionPolicy {
+        PromotionPolicy::new(name, serde_json::from_value(spec).expect("a policy"))
+    }
+
+    #[test]
+    fn an_image_needs_a_version_of_at_least_three() {
+        for good in [
+            "kong:3.9",
+            "kong:v3.9.1",
+            "kong/kong-gateway:3.4.1.2-ubuntu",
+            "reg.example:5000/kong:3.9",
+            "kong@sha256:0f",
+        ] {
+            assert!(supported(good), "{good}");
+        }
+        for bad in ["kong:1.0", "kong:latest", "kong", "kong:3", "kong:3.x", "reg.example:5000/kong"] {
+            assert!(!supported(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_refused_image_names_the_field_and_is_accepted_where_nobody_checks() {
+        let refusal = read(&dataplane("kong:1.0"), &[], true).wanted.expect_err("refused");
+        assert_eq!(refusal.field, "spec.deployment.podTemplateSpec.spec.containers[proxy].image");
+        assert!(refusal.message.contains("unsupported DataPlane image kong:1.0"), "{}", refusal.message);
+        assert!(read(&dataplane("kong:1.0"), &[], false).wanted.is_ok());
+    }
+
+    #[test]
+    fn gates_of_all_matching_policies_add_up_and_the_strictest_rule_wins() {
+        let gate = |name: &str| json!({"name": name, "pluginRef": {"name": "p"}});
+        let a = policy(
+            "a",
+            json!({"selector": {"matchLabels": {"team": "a"}}, "gates": [gate("x")], "scaleDownDelaySeconds": 5}),
+        );
+        let b = policy("b", json!({"selector": {}, "gates": [gate("x"), gate("y")], "progressDeadlineSeconds": 60}));
+        let other = policy("c", json!({"selector": {"matchLabels": {"team": "b"}}, "gates": [gate("z")]}));
+        let rules = read(&dataplane("kong:3.9"), &[&b, &other, &a], true).rules;
+        assert_eq!(rules.gates.iter().map(|gate| gate.name.as_str()).collect::<Vec<_>>(), ["a/x", "b/x", "b/y"]);
+        assert_eq!((rules.scale_down_delay.as_secs(), rules.progress_deadline.as_secs()), (30, 60));
+        assert!(rules.governed);
+    }
+
+    #[test]
+    fn a_selector_that_cannot_be_read_matches_everything() {
+        let broken = policy(
+            "a",
+            json!({"selector": {"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}}),
+        );
+        assert!(read(&dataplane("kong:3.9"), &[&broken], true).rules.governed);
+    }
+
+    #[test]
+    fn a_duration_that_cannot_be_read_is_a_problem_of_its_gate() {
+        let odd = policy(
+            "a",
+            json!({"selector": {}, "gates": [{"name": "x", "pluginRef": {"name": "p"}, "timeout": "soon"}]}),
+        );
+        let rules = read(&dataplane("kong:3.9"), &[&odd], true).rules;
+        assert!(rules.gates[0].problem.as_deref().is_some_and(|problem| problem.contains("spec.gates[x].timeout")));
+    }
+
+    #[test]
+    fn only_the_exact_word_approves() {
+        let approved = |value: &str| {
+            let mut dataplane = dataplane("kong:3.9");
+            dataplane.annotations_mut().insert(PROMOTE_WHEN_READY.into(), value.into());
+            read(&dataplane, &[], true).approved
+        };
+        assert!(approved("true"));
+        for value in ["True", "1", "false", ""] {
+            assert!(!approved(value), "{value}");
+        }
+    }
+}

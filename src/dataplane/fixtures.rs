@@ -1,0 +1,24 @@
+//! Minimal objects for the tests of the corridor.
+
+use serde_json::json;
+
+use super::check;
+use crate::{api::DataPlane, model::Intent};
+
+/// A blue/green DataPlane `ns/dp` of UID `uid` with this image.
+pub(crate) fn dataplane(image: &str) -> DataPlane {
+    serde_json::from_value(json!({
+        "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane",
+        "metadata": {"name": "dp", "namespace": "ns", "uid": "uid", "generation": 1, "resourceVersion": "1"},
+        "spec": {"deployment": {
+            "rollout": {"strategy": {"blueGreen": {"promotion": {"strategy": "BreakBeforePromotion"}}}},
+            "podTemplateSpec": {"spec": {"containers": [{"name": "proxy", "image": image}]}},
+        }},
+    }))
+    .expect("a DataPlane")
+}
+
+/// What it asks for, without any policy.
+pub(crate) fn intent(image: &str) -> Intent {
+    check::read(&dataplane(image), &[], true)
+}

@@ -1,0 +1,86 @@
+//! Turns planned trials and connections into jobs: started, looked at in later passes, cancelled when not wanted.
+
+use std::{collections::HashMap, time::Duration};
+
+use kube::{Resource, ResourceExt};
+use tokio::net::TcpStream;
+
+use super::reconcile::Context;
+use crate::{
+    api::DataPlane,
+    gate::jobs::Voice,
+    model::{
+        Plan,
+        observed::{Connection, ConnectionKey},
+        trial::{Limits, Moment, Trial},
+    },
+};
+
+/// Between two questions to a Service that does not answer.
+const PAUSE: Duration = Duration::from_millis(50);
+/// For one question.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Questions without an answer before people are told: kube-proxy needs a moment to learn of new Pods.
+const QUIET: u32 = 20;
+
+/// Whose jobs: `namespace/name`.
+#[must_use]
+pub fn owner(dataplane: &DataPlane) -> String {
+    format!("{}/{}", dataplane.namespace().unwrap_or_default(), dataplane.name_any())
+}
+
+/// Makes the jobs of a DataPlane those of its plan.
+pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
+    let owner = owner(dataplane);
+    let limits = Limits::default();
+    ctx.trials.advance(
+        &owner,
+        plan.trials.iter().map(|planned| {
+            let gates = std::sync::Arc::clone(&ctx.gates);
+            let trial = Trial {
+                id: planned.id.clone(),
+                digest: planned.digest.clone(),
+                settings: planned.gate.settings.clone(),
+                moment: Moment::BeforePromotion,
+                timeout: planned.gate.timeout,
+                limits,
+                targets: planned.targets.clone(),
+                candidate: planned.candidate.clone(),
+                stable: planned.stable.clone(),
+            };
+            (planned.key.clone(), move |voice: Voice<_>| async move { voice.say(gates.run(trial).await) })
+        }),
+    );
+    let connect = plan.connect.iter().map(|key| (key.clone(), |voice| ask(key.clone(), voice)));
+    ctx.connections.advance(&owner, connect);
+}
+
+/// Cancels everything of a DataPlane that goes.
+pub fn cancel(ctx: &Context, dataplane: &DataPlane) {
+    ctx.trials.cancel(&owner(dataplane));
+    ctx.connections.cancel(&owner(dataplane));
+    ctx.writes.forget(dataplane.meta().uid.as_deref().unwrap_or_default());
+}
+
+/// What the preview Services of a DataPlane answered.
+#[must_use]
+pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKey, Connection> {
+    ctx.connections.said(&owner(dataplane)).into_iter().map(|(key, said)| (key, (*said).clone())).collect()
+}
+
+/// Asks a Service for a connection until it answers.
+async fn ask(key: ConnectionKey, voice: Voice<Connection>) {
+    let mut unanswered = 0_u32;
+    loop {
+        let why = match tokio::time::timeout(PATIENCE, TcpStream::connect(key.address)).await {
+            Ok(Ok(_)) => return voice.say(Connection::Answers),
+            Ok(Err(error)) => format!("{}: {error}", key.address),
+            Err(_) => format!("{}: no answer within {} s", key.address, PATIENCE.as_secs()),
+        };
+        unanswered += 1;
+        if unanswered == QUIET {
+            voice.say(Connection::Silent(why));
+        }
+        tokio::time::sleep(if unanswered < QUIET { PAUSE } else { PATIENCE }).await;
+    }
+}

@@ -1,0 +1,295 @@
+//! PURE. What the phase depends on, as small types.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::ResourceExt;
+
+use crate::{
+    api::promotion::{JudgedPod, Promotion, Verdict},
+    model::{
+        Intent, Observed, Revision, Selector, Strategy,
+        names::{self, Role, State},
+        observed::{Connection, ConnectionKey, verdict},
+    },
+};
+
+/// What the phase depends on, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// How a changed wish becomes live.
+    pub strategy: Strategy,
+    /// Something was promoted once: there is a live side by record.
+    pub founded: bool,
+    /// What is wanted, beside what is live.
+    pub wanted: Wanted,
+    /// A policy matches.
+    pub governed: bool,
+    /// At least one gate has to pass.
+    pub gated: bool,
+    /// The record of the upgrade to what is wanted.
+    pub upgrade: Upgrade,
+    /// The new Pods.
+    pub candidate: Candidate,
+    /// What the gates said.
+    pub gates: Judgement,
+    /// The staged revision may be promoted.
+    pub approved: bool,
+    /// How far traffic has moved.
+    pub traffic: Traffic,
+}
+
+/// What is wanted, beside what is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The live revision.
+    Live,
+    /// Another one.
+    New,
+    /// Something that cannot be granted.
+    Refused,
+}
+
+/// The record of the upgrade to what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// None.
+    Absent,
+    /// Under way.
+    Open,
+    /// The newest record says that traffic had to be moved back from this revision.
+    Failed,
+}
+
+/// The new Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// Not all of them are ready at the wanted revision.
+    NotReady,
+    /// Ready; whether the preview Service answers is not known yet.
+    Unknown,
+    /// Ready, but the preview Service does not answer.
+    Silent,
+    /// Ready, and the preview Service answers.
+    Answers,
+}
+
+/// What the gates said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Not all have answered.
+    Undecided,
+    /// One of them said no.
+    Failed,
+    /// One of them cannot say, and none said no.
+    Held,
+    /// All of them passed, or there is none.
+    Passed,
+}
+
+/// How far traffic has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// No switch has been decided, or it was decided and cannot begin yet.
+    Stable,
+    /// Decided and the spec is frozen; no Service has been switched.
+    Armed,
+    /// At least one live Service has been switched.
+    Moving,
+    /// On its way back to the stable side.
+    Returning,
+    /// Both live Services are back at the stable side.
+    Returned,
+    /// Both live Services select the candidate, and only its ready Pods take traffic.
+    Moved,
+}
+
+/// The live side: what the live Services select. A lost status changes nothing.
+pub(super) fn live_selector(intent: &Intent, observed: &Observed) -> Selector {
+    if let Some(commit) = observed.open().and_then(|open| open.status.as_ref()?.commit.as_ref()) {
+        // While traffic moves, the Services disagree; the commit says which side is which.
+        return Selector::from(commit.from.as_str());
+    }
+    observed
+        .selects(State::Live, Role::Ingress)
+        .or_else(|| observed.selects(State::Live, Role::Admin))
+        .or_else(|| observed.status.as_ref()?.selector.as_deref().map(Selector::from))
+        .unwrap_or_else(|| Selector::founding(&intent.owner.uid))
+}
+
+/// What is wanted, beside what is live.
+pub(super) fn wanted(intent: &Intent, observed: &Observed) -> Wanted {
+    match (&intent.wanted, observed.promoted()) {
+        (Err(_), _) => Wanted::Refused,
+        (Ok(wish), Some(promoted)) if *wish == promoted.wish => Wanted::Live,
+        (Ok(_), _) => Wanted::New,
+    }
+}
+
+/// The record of the upgrade to what is wanted. A refused wish leaves the one that is under way alone.
+pub(super) fn upgrade(wanted: Option<&Revision>, observed: &Observed) -> Upgrade {
+    let newest = observed.promotions.last().map(AsRef::as_ref);
+    let about_wanted = |promotion: &Promotion| wanted.is_none_or(|wanted| promotion.spec.revision == wanted.as_str());
+    match (observed.open(), newest) {
+        (Some(open), _) if about_wanted(open) => Upgrade::Open,
+        (None, Some(newest))
+            if wanted.is_some() && about_wanted(newest) && verdict(newest) == Some(Verdict::Failed) =>
+        {
+            Upgrade::Failed
+        }
+        _ => Upgrade::Absent,
+    }
+}
+
+/// A Deployment all of whose Pods are ready at `revision`. Its status has to be about its spec, and about all of it.
+pub(super) fn ready(deployment: Option<&Deployment>, revision: &str, replicas: i32) -> bool {
+    let Some(deployment) = deployment else { return false };
+    let (Some(spec), Some(status)) = (&deployment.spec, &deployment.status) else { return false };
+    deployment.annotations().get(names::REVISION).map(String::as_str) == Some(revision)
+        && status.observed_generation == deployment.metadata.generation
+        && replicas >= 1
+        && spec.replicas == Some(replicas)
+        && [status.updated_replicas, status.replicas, status.available_replicas] == [Some(replicas); 3]
+}
+
+/// What people want to know about a Deployment that is not ready: what its Pods or its conditions complain about.
+pub(super) fn complaint(observed: &Observed, selector: &Selector) -> Option<String> {
+    let waiting = observed.pods_of(selector).find_map(|pod| {
+        let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+        statuses.iter().find_map(|status| {
+            let waiting = status.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting
+                .reason
+                .as_deref()
+                .filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
+            let message = waiting.message.as_deref().unwrap_or_default();
+            Some(format!("Pod {}: {reason}: {message}", pod.name_any()))
+        })
+    });
+    let unscheduled = || {
+        observed.pods_of(selector).find_map(|pod| {
+            let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+            let condition =
+                conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+            Some(format!("Pod {}: {}", pod.name_any(), condition.message.as_deref().unwrap_or("not scheduled")))
+        })
+    };
+    let refused = || {
+        let conditions = observed.deployment(selector)?.status.as_ref()?.conditions.as_ref()?;
+        let condition =
+            conditions.iter().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+        condition.message.clone()
+    };
+    waiting.or_else(unscheduled).or_else(refused)
+}
+
+/// The Pods a gate judges, as evidence remembers them.
+pub(super) fn pods(observed: &Observed, selector: &Selector) -> Vec<JudgedPod> {
+    let mut pods: Vec<_> = observed.pods_of(selector).filter(|pod| is_ready(pod)).map(judged).collect();
+    pods.sort();
+    pods
+}
+
+fn judged(pod: &Pod) -> JudgedPod {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let proxy = statuses.and_then(|statuses| statuses.iter().find(|status| status.name == names::PROXY));
+    JudgedPod {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        image_id: proxy.map(|status| status.image_id.clone()),
+        restarts: statuses.into_iter().flatten().map(|status| status.restart_count).sum(),
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}
+
+/// UIDs of the Pods that take traffic of a Service: ready, or serving for want of a ready one.
+pub(super) fn taking_traffic(observed: &Observed, state: State, role: Role) -> Option<BTreeSet<String>> {
+    let service = observed.services.get(&(state, role))?.name_any();
+    let slices =
+        observed.slices.iter().filter(|slice| slice.labels().get("kubernetes.io/service-name") == Some(&service));
+    let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
+    let ready = endpoints
+        .filter(|endpoint| endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true)));
+    Some(ready.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect())
+}
+
+/// The candidate: its Deployment, then the endpoints of the preview Service, then a connection to it.
+pub(super) fn candidate(
+    observed: &Observed,
+    selector: &Selector,
+    revision: &str,
+    replicas: i32,
+    connection: Option<&ConnectionKey>,
+) -> Candidate {
+    let pods: BTreeSet<_> = pods(observed, selector).into_iter().map(|pod| pod.uid).collect();
+    let behind_preview = observed.selects(State::Preview, Role::Ingress).as_ref() == Some(selector)
+        && taking_traffic(observed, State::Preview, Role::Ingress).as_ref() == Some(&pods)
+        && pods.len() == usize::try_from(replicas).unwrap_or_default();
+    if !ready(observed.deployment(selector), revision, replicas) || !behind_preview {
+        return Candidate::NotReady;
+    }
+    match connection.and_then(|key| observed.connections.get(key)) {
+        None => Candidate::Unknown,
+        Some(Connection::Silent(_)) => Candidate::Silent,
+        Some(Connection::Answers) => Candidate::Answers,
+    }
+}
+
+/// The question whether the preview Service answers, for these Pods.
+pub(super) fn connection(observed: &Observed, selector: &Selector) -> Option<ConnectionKey> {
+    let service = observed.services.get(&(State::Preview, Role::Ingress))?.spec.as_ref()?;
+    let port = u16::try_from(service.ports.as_ref()?.first()?.port).ok()?;
+    let address = service.cluster_ip.as_deref()?.parse().ok()?;
+    let pods = pods(observed, selector).into_iter().map(|pod| pod.uid).collect();
+    Some(ConnectionKey { address: std::net::SocketAddr::new(address, port), pods })
+}
+
+/// How far traffic has moved for an upgrade.
+pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
+    let Some(commit) = observed.open().and_then(|open| open.status.as_ref()?.commit.as_ref()) else {
+        return Traffic::Stable;
+    };
+    let (from, to) = (Selector::from(commit.from.as_str()), Selector::from(commit.to.as_str()));
+    let at = [Role::Ingress, Role::Admin].map(|role| observed.selects(State::Live, role));
+    let all = |side: &Selector| at.iter().all(|selector| selector.as_ref() == Some(side));
+    if commit.back {
+        return if all(&from) { Traffic::Returned } else { Traffic::Returning };
+    }
+    if all(&to) {
+        let promoted: BTreeSet<_> = pods(observed, &to).into_iter().map(|pod| pod.uid).collect();
+        let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
+        let enough = taking.len() >= usize::try_from(intent.replicas.max(1)).unwrap_or_default();
+        return if enough && taking.is_subset(&promoted) { Traffic::Moved } else { Traffic::Moving };
+    }
+    if at.iter().any(|selector| selector.as_ref() == Some(&to)) {
+        return Traffic::Moving;
+    }
+    if frozen(observed) { Traffic::Armed } else { Traffic::Stable }
+}
+
+/// The API refuses changes of the spec: its rule looks at this very condition.
+pub(super) fn frozen(observed: &Observed) -> bool {
+    rolled_out(observed).is_some_and(|reason| reason == "PromotionInProgress")
+}
+
+fn rolled_out(observed: &Observed) -> Option<&str> {
+    let conditions = &observed.status.as_ref()?.rollout.as_ref()?.conditions;
+    conditions.iter().find(|condition| condition.type_ == "RolledOut").map(|condition| condition.reason.as_str())
+}
+
+/// When `since` plus `limit` is over.
+pub(super) fn overdue(since: Option<Timestamp>, limit: std::time::Duration, now: Timestamp) -> bool {
+    since.is_some_and(|since| after(since, limit) <= now)
+}
+
+/// `limit` after `since`, saturating.
+pub(super) fn after(since: Timestamp, limit: std::time::Duration) -> Timestamp {
+    jiff::SignedDuration::try_from(limit).ok().and_then(|limit| since.checked_add(limit).ok()).unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,549 @@
+//! PURE. Intent and what was observed -> facts -> phase -> plan. Cannot fail, knows no clock but `now`.
+
+pub mod facts;
+pub mod judge;
+pub mod phase;
+mod targets;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+
+use self::{
+    facts::{Candidate, Facts, Judgement, Traffic as Moved, Upgrade, Wanted},
+    judge::Judged,
+};
+use crate::{
+    api::promotion::{Approval, Commit, Promotion, PromotionStatus, Verdict},
+    model::{
+        Intent, Observed, Phase, Plan, Selector, Strategy, Wish,
+        names::{self, State},
+        observed::{Connection, Record, side_of},
+        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Side, Traffic},
+    },
+};
+
+/// Decides what every object should be.
+#[must_use]
+pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
+    let scene = Scene::read(intent, observed, now);
+    let phase = phase::of(&scene.facts);
+    let (reason, message) = scene.reason(phase);
+    let promotion = scene.promotion(phase);
+    Plan {
+        phase,
+        reason,
+        message,
+        sides: scene.sides(phase),
+        live: scene.live_traffic(phase),
+        preview: scene.preview_traffic(phase),
+        records: scene.records(phase),
+        approval: scene.approval(phase),
+        trials: scene.trials(phase),
+        connect: scene.connect(phase),
+        arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
+        again: scene.again(phase, promotion.as_ref()),
+        promotion,
+    }
+}
+
+/// Everything a plan is made of: the arguments of `decide`, the facts in them, and the names of the sides.
+struct Scene<'a> {
+    intent: &'a Intent,
+    observed: &'a Observed,
+    now: Timestamp,
+    facts: Facts,
+    judged: Judged,
+    /// The upgrade under way, if it is about what is wanted.
+    upgrade: Option<&'a Promotion>,
+    /// The upgrade under way, if something else is wanted since.
+    stale: Option<&'a Promotion>,
+    /// The selector that takes traffic unless it is being moved.
+    stable: Selector,
+    /// The selector of the new Pods.
+    candidate: Selector,
+    /// What the candidate runs, and its name.
+    staged: Option<(Wish, String)>,
+    /// Pods that evidence is about, as they are now.
+    judged_pods: Vec<crate::api::promotion::JudgedPod>,
+}
+
+impl<'a> Scene<'a> {
+    fn read(intent: &'a Intent, observed: &'a Observed, now: Timestamp) -> Self {
+        let traffic = facts::traffic(intent, observed);
+        let moving = !matches!(traffic, Moved::Stable | Moved::Armed);
+        let wanted = facts::wanted(intent, observed);
+        let revision = intent.wanted_revision();
+        let open = observed.open();
+        let state = facts::upgrade(revision.as_ref(), observed);
+        // While traffic moves, the upgrade is the one that moves it, whatever is wanted since.
+        let current =
+            moving || (state == Upgrade::Open && wanted != Wanted::Live && intent.strategy == Strategy::BlueGreen);
+        let (upgrade, stale) = if current { (open, None) } else { (None, open) };
+
+        let stable = facts::live_selector(intent, observed);
+        let candidate = match upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref()) {
+            Some(commit) => Selector::from(commit.to.as_str()),
+            None => stable.next(&intent.owner.uid),
+        };
+        let staged = match upgrade {
+            Some(open) => {
+                observed.record(&open.spec.revision).map(|record| (record.wish.clone(), open.spec.revision.clone()))
+            }
+            None => intent.wanted.as_ref().ok().map(|wish| (wish.clone(), wish.revision().to_string())),
+        };
+
+        let connection = facts::connection(observed, &candidate);
+        let replicas = intent.replicas;
+        let ready = staged.as_ref().map_or(Candidate::NotReady, |(_, revision)| {
+            facts::candidate(observed, &candidate, revision, replicas, connection.as_ref())
+        });
+        let judged_pods = facts::pods(observed, &candidate);
+        let recorded = upgrade.and_then(|open| open.status.as_ref());
+        // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now.
+        let stands = recorded.is_none_or(|status| status.pods.iter().all(|pod| judged_pods.contains(pod)));
+        let evidence =
+            recorded.filter(|_| stands || ready == Candidate::NotReady).map_or(&[][..], |status| &status.gates);
+        let may_run = ready == Candidate::Answers && upgrade.is_some() && !moving;
+        let uid = upgrade.and_then(ResourceExt::uid);
+        let judged = judge::judge(&intent.rules.gates, evidence, uid.as_deref(), observed, may_run, now);
+
+        let facts = Facts {
+            strategy: intent.strategy,
+            founded: observed.promoted().is_some(),
+            wanted,
+            governed: intent.rules.governed,
+            gated: !intent.rules.gates.is_empty(),
+            upgrade: state,
+            candidate: ready,
+            gates: judged.judgement,
+            approved: false,
+            traffic,
+        };
+        let mut scene =
+            Self { intent, observed, now, facts, judged, upgrade, stale, stable, candidate, staged, judged_pods };
+        scene.facts.approved = scene.approved();
+        scene
+    }
+
+    /// Whether the staged revision may be promoted. Without a policy the annotation approves whatever is staged, as
+    /// with Kong; with one, only the revision it was first seen with.
+    fn approved(&self) -> bool {
+        let approved = self.intent.approved && !self.voided();
+        if self.intent.rules.governed {
+            approved && self.upgrade.and_then(|open| open.status.as_ref()?.approval.as_ref()).is_some()
+        } else {
+            approved && self.upgrade.is_some()
+        }
+    }
+
+    /// An approval that was given for something else: another revision, or the same one with gates that are gone.
+    fn voided(&self) -> bool {
+        self.void_reason().is_some()
+    }
+
+    fn void_reason(&self) -> Option<String> {
+        if !self.intent.approved {
+            return None;
+        }
+        if let Some(stale) = self.stale
+            && stale.status.as_ref().is_some_and(|status| status.approval.is_some())
+        {
+            return Some(format!("it was given for revision {}, which is no longer wanted", stale.spec.revision));
+        }
+        let recorded = self.upgrade.and_then(|open| open.status.as_ref())?;
+        if !matches!(self.facts.traffic, Moved::Stable | Moved::Armed) {
+            return None;
+        }
+        let names: Vec<_> = self.intent.rules.gates.iter().map(|gate| gate.name.as_str()).collect();
+        let gone: Vec<_> =
+            recorded.gates.iter().map(|entry| entry.name.as_str()).filter(|name| !names.contains(name)).collect();
+        (!gone.is_empty()).then(|| format!("it was given while {} still judged", gone.join(", ")))
+    }
+
+    fn approval(&self, phase: Phase) -> ApprovalPlan {
+        if !self.intent.approved {
+            return ApprovalPlan::Keep;
+        }
+        if let Some(reason) = self.void_reason() {
+            return ApprovalPlan::Void(reason);
+        }
+        // Only until the promotion is on record: an annotation that comes later is about the next one.
+        let done = phase == Phase::Draining && !self.marked();
+        let gone_back = matches!(self.facts.traffic, Moved::Returning | Moved::Returned);
+        if done || gone_back { ApprovalPlan::Consume } else { ApprovalPlan::Keep }
+    }
+
+    /// The revision of the upgrade is the live one by record.
+    fn marked(&self) -> bool {
+        let promoted = self.observed.promoted().map(|record| record.revision.as_str());
+        promoted.is_some() && promoted == self.upgrade.map(|open| open.spec.revision.as_str())
+    }
+
+    /// What is live by record; before founding, what is wanted.
+    fn live_wish(&self) -> Option<Wish> {
+        self.observed.promoted().map(|record| record.wish.clone()).or_else(|| self.intent.wanted.clone().ok())
+    }
+
+    fn commit(&self) -> Option<&Commit> {
+        self.upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref())
+    }
+
+    fn sides(&self, phase: Phase) -> Vec<Side> {
+        let (intent, mut sides) = (self.intent, Vec::new());
+        let mut side = |selector: &Selector, wish: Option<Wish>, state, replicas| {
+            sides.extend(wish.map(|wish| Side { selector: selector.clone(), wish, state, replicas }));
+        };
+        let staged = || self.staged.as_ref().map(|(wish, _)| wish.clone());
+        match phase {
+            Phase::Founding => {
+                let standing = || self.founding_record().map(|record| record.wish.clone());
+                side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), intent.replicas);
+            }
+            Phase::InPlace => {
+                let wish = intent.wanted.clone().ok().or_else(|| self.live_wish());
+                side(&self.stable, wish, Some(State::Live), intent.replicas);
+            }
+            Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas),
+            Phase::Settled | Phase::Failed => {
+                side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas);
+                side(&self.candidate, self.live_wish(), Some(State::Preview), 0);
+            }
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+                side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas);
+                side(&self.candidate, staged(), Some(State::Preview), intent.replicas);
+            }
+            Phase::Draining => {
+                side(&self.candidate, staged(), Some(State::Live), intent.replicas);
+                let next = self.candidate.next(&intent.owner.uid);
+                side(&next, staged(), Some(State::Preview), 0);
+                if !self.drained() {
+                    // Its wish is the one that was live before; its Deployment is kept as it stands.
+                    let before = self
+                        .observed
+                        .deployment(&self.stable)
+                        .and_then(|deployment| self.observed.record(deployment.annotations().get(names::REVISION)?));
+                    side(&self.stable, before.map(|record| record.wish.clone()), None, intent.replicas);
+                }
+            }
+        }
+        sides
+    }
+
+    /// What the live Deployment was founded with, before it ever was ready.
+    fn founding_record(&self) -> Option<&Record> {
+        let deployment = self.observed.deployment(&self.stable)?;
+        self.observed.record(deployment.annotations().get(names::REVISION)?)
+    }
+
+    fn live_traffic(&self, phase: Phase) -> Traffic {
+        let ports = |wish: Option<Wish>| wish.map(|wish| wish.ports).unwrap_or_default();
+        let staged = || self.staged.as_ref().map(|(wish, _)| wish.clone());
+        let at = |selector: &Selector, wish, promotion| Traffic {
+            selector: selector.clone(),
+            ports: ports(wish),
+            promotion,
+        };
+        let mark = || self.upgrade.map(ResourceExt::name_any);
+        match (phase, self.facts.traffic) {
+            (Phase::Draining, _) | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => {
+                at(&self.candidate, staged(), mark())
+            }
+            (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.live_wish(), mark()),
+            (Phase::Founding | Phase::InPlace, _) => {
+                at(&self.stable, self.intent.wanted.clone().ok().or_else(|| self.live_wish()), None)
+            }
+            _ => at(&self.stable, self.live_wish(), None),
+        }
+    }
+
+    fn preview_traffic(&self, phase: Phase) -> Option<Traffic> {
+        let (selector, wish) = match phase {
+            Phase::Founding | Phase::InPlace | Phase::Ungated => return None,
+            Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
+            Phase::Draining => {
+                (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
+            }
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+                (self.candidate.clone(), self.staged.as_ref().map(|(wish, _)| wish.clone()))
+            }
+        };
+        Some(Traffic { selector, ports: wish.map(|wish| wish.ports).unwrap_or_default(), promotion: None })
+    }
+
+    /// A wish is on record before anything runs it, and the live one is the one with the highest ordinal.
+    fn records(&self, phase: Phase) -> Vec<PlannedRecord> {
+        let next = self.observed.promoted().map_or(0, |record| record.ordinal) + 1;
+        let known = |wish: &Wish| self.observed.record(wish.revision().as_str()).map_or(0, |record| record.ordinal);
+        let staged = self.staged.as_ref().map(|(wish, _)| wish);
+        let record =
+            |wish: &Wish, ordinal| vec![PlannedRecord { revision: wish.revision(), wish: wish.clone(), ordinal }];
+        match (phase, staged) {
+            (Phase::Founding, Some(wish)) => {
+                // Live for good only once it was ready: until then a better spec replaces it in place.
+                let ready = facts::ready(
+                    self.observed.deployment(&self.stable),
+                    wish.revision().as_str(),
+                    self.intent.replicas,
+                );
+                record(wish, if ready { 1 } else { 0 })
+            }
+            (Phase::InPlace, Some(wish)) if self.facts.wanted == Wanted::New => record(wish, next),
+            (Phase::Draining, Some(wish)) if !self.marked() => record(wish, next),
+            (Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching, Some(wish)) => {
+                record(wish, known(wish))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
+        if !matches!(phase, Phase::Judging | Phase::Refused) {
+            return Vec::new();
+        }
+        let running = self.judged.running.iter();
+        running
+            .map(|(gate, key, digest)| PlannedTrial {
+                id: format!("{}/{}/{}", self.intent.owner.namespace, self.intent.owner.name, key.gate),
+                key: key.clone(),
+                digest: digest.clone(),
+                gate: gate.clone(),
+                targets: targets::of(self.intent, self.observed, &self.candidate),
+                candidate: self.staged.as_ref().map(|(wish, revision)| {
+                    targets::manifest(self.intent, self.observed, &self.candidate, wish, revision)
+                }),
+                stable: self.observed.promoted().map(|record| {
+                    targets::manifest(self.intent, self.observed, &self.stable, &record.wish, record.revision.as_str())
+                }),
+            })
+            .collect()
+    }
+
+    fn connect(&self, phase: Phase) -> Option<crate::model::observed::ConnectionKey> {
+        let asks =
+            self.facts.governed && matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching);
+        asks.then(|| facts::connection(self.observed, &self.candidate)).flatten()
+    }
+
+    fn reason(&self, phase: Phase) -> (Reason, String) {
+        let plain = |reason| (reason, String::new());
+        match phase {
+            Phase::Founding => (Reason::Progressing, "Rollout initialized".into()),
+            Phase::InPlace | Phase::Ungated => plain(Reason::WaitingForChange),
+            Phase::Settled => match &self.intent.wanted {
+                Ok(_) => plain(Reason::WaitingForChange),
+                Err(refusal) => (Reason::Failed, format!("{}: {}", refusal.field, refusal.message)),
+            },
+            Phase::Staging => {
+                let complaint = facts::complaint(self.observed, &self.candidate);
+                let message = match (&complaint, self.upgrade) {
+                    (Some(complaint), _) => format!("Preview Deployment not yet ready: {complaint}"),
+                    (None, Some(_)) => "Preview Deployment not yet ready".into(),
+                    (None, None) => "Rollout initialized".into(),
+                };
+                if self.overdue() { (Reason::DeadlineExceeded, message) } else { (Reason::Progressing, message) }
+            }
+            Phase::Judging => match self.facts.candidate {
+                Candidate::Silent => {
+                    let reason = if self.overdue() { Reason::DeadlineExceeded } else { Reason::PreviewUnreachable };
+                    (reason, self.silence())
+                }
+                _ => (Reason::RunningGates, self.judged.message.clone()),
+            },
+            Phase::Refused => {
+                let reason = match self.facts.gates {
+                    Judgement::Failed => Reason::GatesFailed,
+                    _ => Reason::GatesHeld,
+                };
+                (reason, self.judged.message.clone())
+            }
+            Phase::Waiting => plain(Reason::AwaitingPromotion),
+            Phase::Switching => plain(Reason::PromotionInProgress),
+            Phase::Draining => plain(Reason::PromotionDone),
+            Phase::Failed => {
+                (Reason::PromotionFailed, "traffic did not reach the new Pods in time and was moved back".into())
+            }
+        }
+    }
+
+    fn silence(&self) -> String {
+        let key = facts::connection(self.observed, &self.candidate);
+        match key.and_then(|key| self.observed.connections.get(&key)) {
+            Some(Connection::Silent(why)) => format!("the preview ingress Service does not answer: {why}"),
+            _ => String::new(),
+        }
+    }
+
+    /// A phase that waits for machines has waited long enough.
+    fn overdue(&self) -> bool {
+        let since = self.upgrade.and_then(|open| open.status.as_ref()?.progressing_since.as_ref());
+        facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
+    }
+
+    /// The replaced side has lived on long enough, counted from when all traffic had moved.
+    fn drained(&self) -> bool {
+        let since = self.upgrade.and_then(|open| open.status.as_ref()?.switched_at.as_ref());
+        facts::overdue(since.map(|since| since.0), self.intent.rules.scale_down_delay, self.now)
+    }
+
+    fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
+        let closes = self.stale.map(|stale| {
+            let verdict = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
+            let status =
+                PromotionStatus { verdict: Some(verdict), commit: None, ..stale.status.clone().unwrap_or_default() };
+            (
+                stale.name_any(),
+                stale.resource_version().unwrap_or_default(),
+                with_phase(status, &format!("{verdict:?}"), String::new()),
+            )
+        });
+        let owner = &self.intent.owner;
+        let under_way = matches!(
+            phase,
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Draining
+        );
+        let staged = self.staged.as_ref().filter(|_| under_way);
+        let Some((_, revision)) = staged else {
+            let (name, version, status) = closes?;
+            let stale = self.stale?;
+            return Some(PlannedPromotion {
+                name,
+                opens: false,
+                revision: stale.spec.revision.as_str().into(),
+                generation: stale.spec.generation,
+                resource_version: Some(version),
+                status,
+                closes: None,
+            });
+        };
+        Some(PlannedPromotion {
+            name: self
+                .upgrade
+                .map_or_else(|| names::promotion(&owner.name, owner.generation, revision), ResourceExt::name_any),
+            opens: self.upgrade.is_none(),
+            revision: revision.as_str().into(),
+            generation: self.upgrade.map_or(owner.generation, |open| open.spec.generation),
+            resource_version: self.upgrade.and_then(ResourceExt::resource_version),
+            status: self.promotion_status(phase),
+            closes,
+        })
+    }
+
+    fn promotion_status(&self, phase: Phase) -> PromotionStatus {
+        let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
+        let waits = matches!(phase, Phase::Staging | Phase::Judging);
+        let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
+        let voided = self.voided();
+        let approval = match (self.intent.approved && !voided && self.intent.rules.governed, before.approval.clone()) {
+            _ if moving => before.approval.clone(),
+            (true, Some(approval)) => Some(approval),
+            (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
+            (false, _) => None,
+        };
+        let (_, message) = self.reason(phase);
+        let status = PromotionStatus {
+            progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
+            gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
+            pods: if moving || self.facts.candidate == Candidate::NotReady {
+                before.pods.clone()
+            } else {
+                self.pods(&before)
+            },
+            approval,
+            commit: self.next_commit(phase),
+            switched_at: match (phase, before.switched_at.clone()) {
+                (Phase::Draining, Some(at)) => Some(at),
+                (Phase::Draining, None) => Some(Time(self.now)),
+                // Traffic left the new Pods again: the replaced side lives on, counted anew.
+                _ => None,
+            },
+            verdict: self.verdict(phase),
+            ..before
+        };
+        let name = status.verdict.map_or_else(|| format!("{phase:?}"), |verdict| format!("{verdict:?}"));
+        let mut status = with_phase(status, &name, message);
+        status.summary = summary(&status, self.intent.rules.gates.len());
+        status
+    }
+
+    /// The Pods evidence is about: those that were there when judging began.
+    fn pods(&self, before: &PromotionStatus) -> Vec<crate::api::promotion::JudgedPod> {
+        let stand = !before.pods.is_empty() && before.pods.iter().all(|pod| self.judged_pods.contains(pod));
+        if stand { before.pods.clone() } else { self.judged_pods.clone() }
+    }
+
+    /// The commit is made or still only on record: no Service has been switched.
+    fn arming(&self) -> bool {
+        matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
+    }
+
+    fn next_commit(&self, phase: Phase) -> Option<Commit> {
+        match (phase, self.commit()) {
+            (Phase::Switching, None) => Some(Commit {
+                at: Some(Time(self.now)),
+                from: self.stable.as_str().to_owned(),
+                to: self.candidate.as_str().to_owned(),
+                approved_by: "annotation".into(),
+                back: false,
+            }),
+            (Phase::Switching, Some(commit)) => {
+                let late =
+                    facts::overdue(commit.at.as_ref().map(|at| at.0), self.intent.rules.progress_deadline, self.now);
+                let moving = self.facts.traffic == Moved::Moving;
+                Some(Commit { back: commit.back || (moving && late), ..commit.clone() })
+            }
+            (Phase::Draining, commit) => commit.cloned(),
+            // Whatever broke before the first Service was switched voids it; the approval stands.
+            _ => None,
+        }
+    }
+
+    fn verdict(&self, phase: Phase) -> Option<Verdict> {
+        match (phase, self.facts.traffic) {
+            (Phase::Draining, _) if self.drained() && self.observed.deployment(&self.stable).is_none() => {
+                Some(Verdict::Promoted)
+            }
+            (Phase::Switching, Moved::Returned) => Some(Verdict::Failed),
+            _ => None,
+        }
+    }
+
+    fn again(&self, phase: Phase, promotion: Option<&PlannedPromotion>) -> Option<Timestamp> {
+        let rules = &self.intent.rules;
+        let status = promotion.map(|promotion| &promotion.status);
+        let due =
+            |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
+        let waiting =
+            due(status.and_then(|status| status.progressing_since.as_ref()).map(|at| at.0), rules.progress_deadline);
+        let switching = match phase {
+            Phase::Switching => due(
+                status.and_then(|status| status.commit.as_ref()?.at.as_ref()).map(|at| at.0),
+                rules.progress_deadline,
+            ),
+            _ => None,
+        };
+        let draining =
+            due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
+        [waiting, switching, draining, self.judged.again].into_iter().flatten().min()
+    }
+}
+
+fn with_phase(status: PromotionStatus, phase: &str, message: String) -> PromotionStatus {
+    PromotionStatus { phase: Some(phase.to_owned()), message: (!message.is_empty()).then_some(message), ..status }
+}
+
+fn summary(status: &PromotionStatus, gates: usize) -> Option<String> {
+    use crate::api::promotion::GateOutcome;
+    let passed = status.gates.iter().filter(|entry| entry.outcome == GateOutcome::Pass).count();
+    let total = gates.max(status.gates.len());
+    (total > 0).then(|| format!("{passed}/{total}"))
+}
+
+/// Deployments that no side needs any more, by name; each goes with its Secret.
+#[must_use]
+pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
+    let stays = |selector: &Selector| plan.sides.iter().any(|side| side.selector == *selector);
+    let surplus =
+        observed.deployments.iter().filter(|deployment| side_of(deployment.as_ref()).is_none_or(|side| !stays(&side)));
+    surplus.map(|deployment| deployment.name_any()).collect()
+}

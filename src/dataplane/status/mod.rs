@@ -1,0 +1,271 @@
+//! PURE. Everything -> DataPlaneStatus and the Events that go with a change of it. A mirror of what is observed.
+
+mod addresses;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::Service,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kube::ResourceExt;
+
+use crate::{
+    api::dataplane::{DataPlaneStatus, RolloutDeployment, RolloutService, RolloutServices, RolloutStatus},
+    model::{
+        Intent, Observed, Phase, Plan, Strategy,
+        names::{Role, State},
+        plan::{ApprovalPlan, Reason},
+    },
+};
+
+/// Something to tell people, as an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Somebody should look.
+    pub warning: bool,
+    /// CamelCase word.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+}
+
+/// The status of a DataPlane after this pass.
+#[must_use]
+pub fn report(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp) -> DataPlaneStatus {
+    let live = observed.services.get(&(State::Live, Role::Ingress));
+    let before = observed.status.clone().unwrap_or_default();
+    let deployment = observed.deployment(&plan.live.selector).and_then(|deployment| deployment.status.as_ref());
+    let mut conditions = vec![ready(intent, observed, plan)];
+    conditions.extend(stalled(intent, plan));
+    DataPlaneStatus {
+        conditions: settle(&before.conditions, conditions, now),
+        service: live.map(|service| service.name_any()),
+        addresses: live.map(|service| addresses::of(service)).unwrap_or_default(),
+        selector: observed.selects(State::Live, Role::Ingress).map(|selector| selector.as_str().to_owned()),
+        ready_replicas: deployment.and_then(|status| status.ready_replicas).unwrap_or_default(),
+        replicas: deployment.and_then(|status| status.replicas).unwrap_or_default(),
+        rollout: (intent.strategy == Strategy::BlueGreen || under_way(plan))
+            .then(|| rollout(intent, observed, plan, now)),
+    }
+}
+
+fn under_way(plan: &Plan) -> bool {
+    matches!(plan.phase, Phase::Switching | Phase::Draining)
+}
+
+fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp) -> RolloutStatus {
+    let before = observed.status.as_ref().and_then(|status| status.rollout.clone()).unwrap_or_default();
+    let later_edit = under_way(plan) && !about_wanted(intent, plan);
+    let condition = Condition {
+        type_: "RolledOut".into(),
+        status: if plan.reason == Reason::PromotionDone { "True" } else { "False" }.into(),
+        reason: plan.reason.as_str().into(),
+        message: plan.message.clone(),
+        // An edit that waits for the drain is not what this condition is about.
+        observed_generation: if later_edit {
+            generation(&before.conditions, "RolledOut")
+        } else {
+            Some(intent.owner.generation)
+        },
+        last_transition_time: Time(now),
+    };
+    // After the switch there is no preview until the replaced side is gone, as with Kong.
+    let preview = plan.preview.as_ref().filter(|_| plan.phase != Phase::Draining);
+    let service = |role| observed.services.get(&(State::Preview, role)).map(|service| rollout_service(service));
+    let (ingress, admin_api) = (service(Role::Ingress), service(Role::Admin));
+    RolloutStatus {
+        conditions: settle(&before.conditions, vec![condition], now),
+        deployment: plan
+            .preview
+            .is_some()
+            .then(|| RolloutDeployment { selector: preview.map(|traffic| traffic.selector.as_str().to_owned()) }),
+        services: (ingress.is_some() || admin_api.is_some()).then_some(RolloutServices { ingress, admin_api }),
+    }
+}
+
+fn rollout_service(service: &Service) -> RolloutService {
+    RolloutService { name: service.name_any(), addresses: addresses::of(service) }
+}
+
+/// The upgrade under way is about what is wanted now.
+fn about_wanted(intent: &Intent, plan: &Plan) -> bool {
+    plan.promotion.as_ref().map(|promotion| &promotion.revision) == intent.wanted_revision().as_ref()
+}
+
+/// `Ready`: the live side, whatever is being prepared beside it. Its generation is the one that is live.
+fn ready(intent: &Intent, observed: &Observed, plan: &Plan) -> Condition {
+    let before = observed.status.as_ref().and_then(|status| generation(&status.conditions, "Ready"));
+    let live_is_wanted = match plan.phase {
+        Phase::Founding | Phase::InPlace => true,
+        Phase::Settled => intent.wanted.is_ok(),
+        Phase::Draining => about_wanted(intent, plan),
+        Phase::Ungated
+        | Phase::Staging
+        | Phase::Judging
+        | Phase::Refused
+        | Phase::Waiting
+        | Phase::Switching
+        | Phase::Failed => false,
+    };
+    let (status, reason, message) = match unready(intent, observed, plan) {
+        Some((reason, message)) => ("False", reason, message),
+        None => ("True", "Ready", String::new()),
+    };
+    Condition {
+        type_: "Ready".into(),
+        status: status.into(),
+        reason: reason.into(),
+        message,
+        observed_generation: if live_is_wanted {
+            Some(intent.owner.generation)
+        } else {
+            before.or(Some(intent.owner.generation))
+        },
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    }
+}
+
+fn unready(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<(&'static str, String)> {
+    const WAITING: &str = "WaitingToBecomeReady";
+    let general = || (WAITING, "Waiting for the resource to become ready".to_owned());
+    if let (Phase::Founding, Err(refusal)) = (plan.phase, &intent.wanted) {
+        return Some(("ValidationFailed", format!("{}: {}", refusal.field, refusal.message)));
+    }
+    let Some(deployment) = observed.deployment(&plan.live.selector) else { return Some(general()) };
+    let status = deployment.status.clone().unwrap_or_default();
+    let (replicas, available) = (status.replicas.unwrap_or_default(), status.available_replicas.unwrap_or_default());
+    if replicas == 0 || available != replicas {
+        let message =
+            format!("Waiting for the resource to become ready: Deployment {} is not ready yet", deployment.name_any());
+        return Some((WAITING, message));
+    }
+    let Some(service) = observed.services.get(&(State::Live, Role::Ingress)) else { return Some(general()) };
+    let spec = service.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer") && !addresses::has_load_balancer(service) {
+        let message = format!(
+            "Waiting for the resource to become ready: ingress Service {} is not ready yet",
+            service.name_any()
+        );
+        return Some((WAITING, message));
+    }
+    None
+}
+
+/// `Stalled`: what is wanted cannot be had, and waiting will not help. Absent otherwise.
+fn stalled(intent: &Intent, plan: &Plan) -> Option<Condition> {
+    let (reason, message) = match (&intent.wanted, plan.phase) {
+        (Err(refusal), _) => ("InvalidSpec", format!("{}: {}", refusal.field, refusal.message)),
+        (Ok(_), Phase::Ungated) => (
+            "GatesNeedBlueGreen",
+            "a policy demands gates, and without spec.deployment.rollout.strategy.blueGreen there is nothing they could judge: the live side stays as it is".into(),
+        ),
+        (Ok(_), _) => return None,
+    };
+    Some(Condition {
+        type_: "Stalled".into(),
+        status: "True".into(),
+        reason: reason.into(),
+        message,
+        observed_generation: Some(intent.owner.generation),
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    })
+}
+
+fn generation(conditions: &[Condition], type_: &str) -> Option<i64> {
+    conditions.iter().find(|condition| condition.type_ == type_)?.observed_generation
+}
+
+/// Gives each condition its time: the old one unless something changed, as with Kong.
+fn settle(before: &[Condition], mut after: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
+    for condition in &mut after {
+        let known = before.iter().find(|known| known.type_ == condition.type_);
+        condition.last_transition_time = known
+            .filter(|known| {
+                Condition { last_transition_time: condition.last_transition_time.clone(), ..(*known).clone() }
+                    == *condition
+            })
+            .map_or_else(|| Time(now), |known| known.last_transition_time.clone());
+    }
+    after
+}
+
+/// What to tell people about this pass: one Event for each change of a reason, and one where an approval goes.
+#[must_use]
+pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlaneStatus) -> Vec<Note> {
+    let rolled_out = |status: &DataPlaneStatus| Some(status.rollout.as_ref()?.conditions.first()?.clone());
+    let stalled =
+        |status: &DataPlaneStatus| status.conditions.iter().find(|condition| condition.type_ == "Stalled").cloned();
+    let before = observed.status.clone().unwrap_or_default();
+    let mut notes = Vec::new();
+    if let ApprovalPlan::Void(why) = &plan.approval {
+        let message = format!("the annotation promote-when-ready was removed: {why}");
+        notes.push(Note { warning: true, reason: "ApprovalVoided", message });
+    }
+    if let Some(condition) = rolled_out(after)
+        && rolled_out(&before).map(|before| (before.reason, before.message))
+            != Some((condition.reason, condition.message))
+        && rolled_out(&before).is_none_or(|before| before.reason != plan.reason.as_str() || is_warning(plan.reason))
+    {
+        let mut message = say(intent, plan);
+        if plan.phase == Phase::Refused && intent.approved {
+            message.push_str("; the approval is not honoured");
+        }
+        notes.push(Note { warning: is_warning(plan.reason), reason: plan.reason.as_str(), message });
+    } else if plan.phase == Phase::Refused && newly_approved(observed, plan) {
+        let message = format!("the approval is not honoured: {}", plan.message);
+        notes.push(Note { warning: true, reason: plan.reason.as_str(), message });
+    }
+    if let Some(condition) = stalled(after)
+        && stalled(&before).map(|before| before.message) != Some(condition.message.clone())
+    {
+        let reason = if intent.wanted.is_err() { "InvalidSpec" } else { "GatesNeedBlueGreen" };
+        notes.push(Note { warning: true, reason, message: condition.message });
+    }
+    notes
+}
+
+fn newly_approved(observed: &Observed, plan: &Plan) -> bool {
+    let approval = |status: Option<&crate::api::promotion::PromotionStatus>| {
+        status.is_some_and(|status| status.approval.is_some())
+    };
+    let recorded = observed.open().and_then(|open| open.status.as_ref());
+    approval(plan.promotion.as_ref().map(|promotion| &promotion.status)) && !approval(recorded)
+}
+
+fn is_warning(reason: Reason) -> bool {
+    match reason {
+        Reason::Failed
+        | Reason::PromotionFailed
+        | Reason::GatesFailed
+        | Reason::GatesHeld
+        | Reason::PreviewUnreachable
+        | Reason::DeadlineExceeded => true,
+        Reason::Progressing
+        | Reason::WaitingForChange
+        | Reason::AwaitingPromotion
+        | Reason::PromotionInProgress
+        | Reason::PromotionDone
+        | Reason::RunningGates => false,
+    }
+}
+
+fn say(intent: &Intent, plan: &Plan) -> String {
+    let revision = plan.promotion.as_ref().map_or_else(
+        || intent.wanted_revision().map(|revision| revision.to_string()).unwrap_or_default(),
+        |promotion| promotion.revision.to_string(),
+    );
+    match plan.reason {
+        Reason::Progressing => format!("starting the preview of revision {revision}"),
+        Reason::WaitingForChange => "at rest".into(),
+        Reason::AwaitingPromotion => format!("revision {revision} may be promoted and waits for approval"),
+        Reason::PromotionInProgress => format!("moving traffic to revision {revision}"),
+        Reason::PromotionDone => format!("revision {revision} is live"),
+        Reason::RunningGates => format!("gates judge revision {revision}"),
+        Reason::Failed
+        | Reason::PromotionFailed
+        | Reason::GatesFailed
+        | Reason::GatesHeld
+        | Reason::PreviewUnreachable
+        | Reason::DeadlineExceeded => format!("revision {revision}: {}", plan.message),
+    }
+}

@@ -1,0 +1,216 @@
+//! One request over one connection of its own, timed and counted.
+//!
+//! A fresh connection is what a smoke test wants, and one that is never shared needs no rule about who may
+//! find which state in it. Redirects are answers like any other: the guest's own follow is a new request.
+
+use std::{
+    error::Error as _,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    HeaderMap, Method, Request, Uri, Version,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderValue},
+    http::uri::Authority,
+    rt::{Read, Write},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::{net::TcpStream, time::Instant};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::probe::failure;
+use crate::gate::bindings::probe::{Failure, Response};
+
+/// Bytes and number of the headers of an answer. More is a protocol failure.
+const HEAD_BYTES: usize = 16 << 10;
+const HEADERS: usize = 100;
+
+/// Bytes of a body that are counted. Then the connection is cut: an endless body has told all it can.
+const COUNTED: usize = 64 << 20;
+
+/// A request that was checked and will be sent.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) address: SocketAddr,
+    /// Name of the Pod behind `address`; empty for a Service.
+    pub(super) endpoint: String,
+    pub(super) tls: bool,
+    pub(super) authority: Authority,
+    pub(super) method: Method,
+    pub(super) path: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) timeout: Duration,
+    pub(super) max_body: usize,
+}
+
+/// Sends it and reads the answer, all within its time-out.
+pub(super) async fn send(exchange: Exchange) -> Result<Response, Failure> {
+    let limit = exchange.timeout;
+    match tokio::time::timeout(limit, connect(exchange)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(failure("timeout", format!("no complete answer within {} ms", limit.as_millis()))),
+    }
+}
+
+async fn connect(exchange: Exchange) -> Result<Response, Failure> {
+    let began = Instant::now();
+    let stream = TcpStream::connect(exchange.address).await.map_err(|error| failure("connect", error.to_string()))?;
+    // A small request should not wait for the acknowledgement of nothing. An error here shows at the next write.
+    let _ = stream.set_nodelay(true);
+    let connected = began.elapsed();
+    if exchange.tls {
+        let name = exchange.authority.host().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(name)
+            .map_err(|_| failure("invalid", format!("host {:?} is no TLS server name", exchange.authority.host())))?;
+        let stream = TlsConnector::from(Arc::clone(&UNVERIFIED))
+            .connect(name, stream)
+            .await
+            .map_err(|error| failure("tls", error.to_string()))?;
+        let secured = began.elapsed();
+        converse(exchange, stream, Timings { began, connected, secured }).await
+    } else {
+        converse(exchange, stream, Timings { began, connected, secured: Duration::ZERO }).await
+    }
+}
+
+/// What is known of the time before the request is written.
+struct Timings {
+    began: Instant,
+    connected: Duration,
+    secured: Duration,
+}
+
+async fn converse<S>(exchange: Exchange, stream: S, timings: Timings) -> Result<Response, Failure>
+where
+    TokioIo<S>: Read + Write + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| protocol(&error))?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+
+    let mut request = Request::new(Full::new(exchange.body));
+    *request.method_mut() = exchange.method;
+    *request.uri_mut() = exchange.path;
+    *request.headers_mut() = exchange.headers;
+    let host = HeaderValue::try_from(exchange.authority.as_str());
+    request.headers_mut().insert(header::HOST, host.map_err(|error| failure("invalid", error.to_string()))?);
+    // One request per connection: the server may free it at once.
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+
+    let answer = sender.send_request(request).await.map_err(|error| protocol(&error))?;
+    let first_byte = timings.began.elapsed();
+    let (head, body) = answer.into_parts();
+    let (body, body_size) = read(body, exchange.max_body).await?;
+    Ok(Response {
+        endpoint: exchange.endpoint,
+        status: head.status.as_u16(),
+        http_version: match head.version {
+            Version::HTTP_10 => "1.0".to_owned(),
+            _ => "1.1".to_owned(),
+        },
+        headers: head.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect(),
+        body,
+        body_size,
+        timings: (
+            milliseconds(timings.connected),
+            milliseconds(timings.secured),
+            milliseconds(first_byte),
+            milliseconds(timings.began.elapsed()),
+        ),
+    })
+}
+
+/// The first `keep` bytes of a body, and how many there were.
+async fn read(mut body: Incoming, keep: usize) -> Result<(Vec<u8>, u32), Failure> {
+    let (mut kept, mut counted) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(|error| protocol(&error))?.into_data() {
+            counted += data.len();
+            kept.extend_from_slice(&data[..data.len().min(keep - kept.len())]);
+            if counted > COUNTED {
+                break;
+            }
+        }
+    }
+    Ok((kept, u32::try_from(counted).unwrap_or(u32::MAX)))
+}
+
+fn protocol(error: &hyper::Error) -> Failure {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    failure("protocol", format!("{error}{}", cause.unwrap_or_default()))
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// TLS that takes any certificate. The operator's evidence says that nobody verified it.
+static UNVERIFIED: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("the provider's own suites fit the default protocol versions");
+    let verifier = Arc::new(Unverified(provider));
+    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A smoke test wants the whole handshake, and connections share no state.
+    config.resumption = rustls::client::Resumption::disabled();
+    Arc::new(config)
+});
+
+/// Says yes to every certificate, but not to a peer that does not hold its key.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,335 @@
+//! The gate host in this process: plugins by digest, a runtime of their own, and a permit for every trial.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{Arc, PoisonError, RwLock},
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    GateHost,
+    bindings::{self, GatePre},
+    engine::{Sandbox, StartError},
+    plugin,
+    schema::Schema,
+    store::{self, Ran, State, error},
+    text,
+};
+use crate::model::trial::{
+    Blame, Cost, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+};
+
+/// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
+/// clock is generous, because the machine may be busy; the CPU clock is not.
+const QUIET_CPU: Duration = Duration::from_millis(100);
+const QUIET_MEMORY: usize = 32 << 20;
+const QUIET_WALL: Duration = Duration::from_secs(10);
+
+/// Bytes of what a plugin says of itself.
+const NAME: usize = 64;
+const SUMMARY: usize = 256;
+
+/// How much kinder than the controller: reconciles and the Lease come first on a busy node.
+const NICE: i32 = 10;
+
+/// How much a gate host does at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Trials at once; more wait for their turn. The pool and everything in it follows from this number.
+    pub trials: NonZeroU32,
+    /// Threads that run guests.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for Capacity {
+    /// 64 trials, which may use 4 GiB if each of them uses its default limit, on as many threads as there
+    /// are CPUs.
+    fn default() -> Self {
+        Self {
+            trials: NonZeroU32::new(64).unwrap_or(NonZeroU32::MIN),
+            threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+}
+
+/// Runs gates in this process, on threads of its own.
+pub struct LocalGateHost {
+    shared: Arc<Shared>,
+    /// Taken in `drop` only.
+    runtime: Option<Runtime>,
+}
+
+struct Shared {
+    sandbox: Sandbox,
+    plugins: RwLock<HashMap<Digest, Arc<Plugin>>>,
+    /// A permit per slot of the pool: an exhausted pool is an error, a semaphore is a queue.
+    slots: Semaphore,
+    /// One at a time: a compiler takes all the CPU and hundreds of megabytes it is given.
+    compiler: Semaphore,
+}
+
+/// A loaded plugin.
+struct Plugin {
+    pre: GatePre<State>,
+    schema: Schema,
+    loaded: Loaded,
+}
+
+impl LocalGateHost {
+    /// Starts the engine and the threads.
+    ///
+    /// # Errors
+    /// Where the pool's address space or the threads cannot be had.
+    pub fn start(capacity: Capacity) -> Result<Self, StartError> {
+        let trials = capacity.trials.get();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(capacity.threads.get())
+            .thread_name("gate")
+            .on_thread_start(|| {
+                // Of this thread only. Refused in some sandboxes, where gates then compete as equals.
+                if let Err(error) = rustix::process::nice(NICE) {
+                    tracing::debug!(%error, "gate threads keep their priority");
+                }
+            })
+            .enable_all()
+            .build()?;
+        let shared = Shared {
+            sandbox: Sandbox::new(trials)?,
+            plugins: RwLock::default(),
+            slots: Semaphore::new(usize::try_from(trials).unwrap_or(Semaphore::MAX_PERMITS)),
+            compiler: Semaphore::new(1),
+        };
+        Ok(Self { shared: Arc::new(shared), runtime: Some(runtime) })
+    }
+
+    /// Runs `work` on the gates' threads; it is cancelled with the returned future. `None` where it panicked.
+    async fn apart<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let runtime = self.runtime.as_ref()?;
+        AbortOnDropHandle::new(runtime.spawn(work)).await.ok()
+    }
+}
+
+impl Drop for LocalGateHost {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // The host may be dropped on a thread that must not block. Trials under way are cancelled.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[async_trait]
+impl GateHost for LocalGateHost {
+    async fn load(&self, bytes: Bytes) -> Result<Loaded, LoadError> {
+        let shared = Arc::clone(&self.shared);
+        let loaded = self.apart(async move { shared.load(bytes).await }).await;
+        loaded.unwrap_or_else(|| Err(LoadError::BadDescription("the host failed while it loaded the plugin".into())))
+    }
+
+    async fn unload(&self, digest: &Digest) {
+        self.shared.plugins.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
+    }
+
+    async fn validate(&self, digest: &Digest, settings: &Value) -> Result<Vec<Problem>, Outcome> {
+        let (shared, digest, settings) = (Arc::clone(&self.shared), digest.clone(), settings.clone());
+        let problems = self.apart(async move { shared.validate(digest, settings).await }).await;
+        problems.unwrap_or_else(|| Err(host_failed()))
+    }
+
+    async fn run(&self, trial: Trial) -> Report {
+        let shared = Arc::clone(&self.shared);
+        let report = self.apart(async move { shared.judge(trial).await }).await;
+        report.unwrap_or_else(|| without_run(host_failed()))
+    }
+}
+
+impl Shared {
+    fn plugin(&self, digest: &Digest) -> Result<Arc<Plugin>, Outcome> {
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let plugin = plugins.get(digest).cloned();
+        plugin.ok_or_else(|| error(Blame::PluginNotReady, format!("plugin {digest} is not loaded")))
+    }
+
+    /// Waits for a free slot, no longer than the trial itself may take.
+    async fn slot(&self, patience: Duration) -> Result<SemaphorePermit<'_>, Outcome> {
+        match timeout(patience, self.slots.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(error(Blame::Host, "the gate host is busy with other trials")),
+        }
+    }
+
+    async fn load(self: Arc<Self>, bytes: Bytes) -> Result<Loaded, LoadError> {
+        let digest = Digest::of(&bytes);
+        let _turn = self.compiler.acquire().await;
+        if let Ok(known) = self.plugin(&digest) {
+            return Ok(known.loaded.clone());
+        }
+        let size = bytes.len();
+        let this = Arc::clone(&self);
+        let fitted = tokio::task::spawn_blocking(move || plugin::fit(this.sandbox.engine(), &bytes)).await;
+        let fitted = fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the compiler failed: {error}"))))?;
+
+        let described = self.describe(&fitted.pre, &digest).await;
+        let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
+        let compiled = tokio::task::spawn_blocking(move || Schema::compile(&described.settings_schema)).await;
+        let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
+        let (settings_schema, schema) = compiled.map_err(LoadError::BadDescription)?;
+        let description = Description {
+            name: text::cut(&described.name, NAME),
+            version: text::cut(&described.version, NAME),
+            summary: text::cut(&described.summary, SUMMARY),
+            settings_schema,
+        };
+        let loaded = Loaded {
+            digest: digest.clone(),
+            size,
+            contract: fitted.contract,
+            imports: fitted.imports,
+            description,
+        };
+        let plugin = Arc::new(Plugin { pre: fitted.pre, schema, loaded: loaded.clone() });
+        self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
+        Ok(loaded)
+    }
+
+    /// Asks a plugin about itself, with nothing granted.
+    async fn describe(&self, pre: &GatePre<State>, digest: &Digest) -> Result<bindings::Description, Outcome> {
+        let _slot = self.slot(QUIET_WALL).await?;
+        let trial = quiet("describe", digest.clone(), Value::Null);
+        let ran = store::run(&self.sandbox, pre, trial, |store, gate| {
+            Box::pin(async move { gate.sluice_gate_evaluator().call_describe(store).await })
+        });
+        ran.await.answer
+    }
+
+    async fn validate(self: Arc<Self>, digest: Digest, settings: Value) -> Result<Vec<Problem>, Outcome> {
+        let plugin = self.plugin(&digest)?;
+        let problems = schema_problems(&plugin, &settings).await?;
+        if !problems.is_empty() {
+            return Ok(problems);
+        }
+        let _slot = self.slot(QUIET_WALL).await?;
+        let text = settings.to_string();
+        let trial = quiet("validate", digest, settings);
+        let limits = trial.limits;
+        let ran = store::run(&self.sandbox, &plugin.pre, trial, |store, gate| {
+            Box::pin(async move { gate.sluice_gate_evaluator().call_validate(store, &text).await })
+        });
+        Ok(bindings::problems(ran.await.answer?, &limits))
+    }
+
+    /// Everything that comes of a trial is a report: nobody above has to remember to fail closed.
+    async fn judge(self: Arc<Self>, trial: Trial) -> Report {
+        let plugin = match self.plugin(&trial.digest) {
+            Ok(plugin) => plugin,
+            Err(outcome) => return without_run(outcome),
+        };
+        match schema_problems(&plugin, &trial.settings).await {
+            Ok(problems) if problems.is_empty() => {}
+            Ok(problems) => return without_run(invalid_settings(&problems)),
+            Err(outcome) => return without_run(outcome),
+        }
+        let _slot = match self.slot(trial.timeout).await {
+            Ok(slot) => slot,
+            Err(outcome) => return without_run(outcome),
+        };
+        let limits = trial.limits;
+        let settings = trial.settings.to_string();
+        let Ran { answer, record, cost } = store::run(&self.sandbox, &plugin.pre, trial, |store, gate| {
+            Box::pin(async move {
+                let evaluator = gate.sluice_gate_evaluator();
+                let problems = evaluator.call_validate(&mut *store, &settings).await?;
+                if problems.is_empty() {
+                    evaluator.call_evaluate(store, &settings).await.map(Ok)
+                } else {
+                    Ok(Err(problems))
+                }
+            })
+        })
+        .await;
+        let outcome = match answer {
+            Ok(Ok(verdict)) => bindings::outcome(verdict, &limits),
+            Ok(Err(problems)) => invalid_settings(&bindings::problems(problems, &limits)),
+            Err(outcome) => outcome,
+        };
+        Report {
+            outcome,
+            measurements: record.measurements,
+            denials: record.denials,
+            answered: record.answered,
+            log: record.log.into_lines(),
+            cost,
+            unverified_tls: record.unverified_tls,
+        }
+    }
+}
+
+/// Checks settings against a plugin's schema, away from the threads that run guests.
+async fn schema_problems(plugin: &Arc<Plugin>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
+    let (plugin, settings) = (Arc::clone(plugin), settings.clone());
+    let problems = tokio::task::spawn_blocking(move || plugin.schema.problems(&settings)).await;
+    problems.map_err(|_| host_failed())
+}
+
+fn invalid_settings(problems: &[Problem]) -> Outcome {
+    let sentences = problems.iter().map(|problem| match problem.pointer.as_str() {
+        "" => problem.message.clone(),
+        pointer => format!("{pointer}: {}", problem.message),
+    });
+    let message = sentences.collect::<Vec<_>>().join("; ");
+    error(Blame::InvalidSettings, text::cut(&message, Limits::default().message))
+}
+
+/// A trial that asks a plugin about itself.
+fn quiet(id: &str, digest: Digest, settings: Value) -> Trial {
+    Trial {
+        id: id.to_owned(),
+        digest,
+        settings,
+        moment: Moment::BeforePromotion,
+        timeout: QUIET_WALL,
+        limits: Limits { cpu: QUIET_CPU, memory: QUIET_MEMORY, requests: 0, ..Limits::default() },
+        targets: Vec::new(),
+        candidate: None,
+        stable: None,
+    }
+}
+
+fn describe_failed(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Error { blame, message, .. } => format!("it did not describe itself: {}: {message}", blame.code()),
+        Outcome::Pass(_) | Outcome::Fail(_) | Outcome::Inconclusive(_) | Outcome::Wait { .. } => {
+            "it did not describe itself".to_owned()
+        }
+    }
+}
+
+fn host_failed() -> Outcome {
+    error(Blame::Host, "the gate host failed; its own log says why")
+}
+
+/// The report of a trial that never reached its guest.
+fn without_run(outcome: Outcome) -> Report {
+    Report {
+        outcome,
+        measurements: Vec::new(),
+        denials: Vec::new(),
+        answered: Vec::new(),
+        log: Vec::new(),
+        cost: Cost::default(),
+        unverified_tls: false,
+    }
+}

@@ -1,0 +1,108 @@
+//! The intent: what the user's objects ask for, read once and checked once.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::Value;
+
+use super::{Revision, Wish};
+
+/// The DataPlane an intent belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its UID.
+    pub uid: String,
+    /// The generation this intent was read from.
+    pub generation: i64,
+    /// The resource version this intent was read from: what a pass decided on.
+    pub resource_version: String,
+}
+
+/// How a changed wish becomes live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// In place: a rolling update of the live Deployment.
+    #[default]
+    InPlace,
+    /// Beside the live side, then a switch.
+    BlueGreen,
+}
+
+/// Why a wish cannot be granted. A fact like any other: what runs goes on, what moves goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The field, as a path.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Everything a DataPlane and the policies that match it ask for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// Whose.
+    pub owner: Owner,
+    /// How a changed wish becomes live.
+    pub strategy: Strategy,
+    /// What should run, or why it cannot.
+    pub wanted: Result<Wish, Refusal>,
+    /// How many Pods. Reaches the live side directly: no revision depends on it.
+    pub replicas: i32,
+    /// Type of the ingress Services, likewise.
+    pub service_type: &'static str,
+    /// Annotations of the ingress Services, likewise.
+    pub service_annotations: BTreeMap<String, String>,
+    /// Whether the annotation says that the staged revision may be promoted.
+    pub approved: bool,
+    /// What the matching policies demand.
+    pub rules: Rules,
+    /// The DataPlane is being deleted.
+    pub terminating: bool,
+}
+
+impl Intent {
+    /// The name of the wish, if it can be granted.
+    #[must_use]
+    pub fn wanted_revision(&self) -> Option<Revision> {
+        self.wanted.as_ref().ok().map(Wish::revision)
+    }
+}
+
+/// What all matching policies demand together: gates add up, the strictest rule wins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// True where a policy matches, even one without gates: an approval is then bound to a revision.
+    pub governed: bool,
+    /// Every gate of every matching policy, by name.
+    pub gates: Vec<Gate>,
+    /// How long the replaced side lives on.
+    pub scale_down_delay: Duration,
+    /// How long a phase may wait for machines.
+    pub progress_deadline: Duration,
+}
+
+/// One gate, ready to be run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gate {
+    /// `<policy>/<gate>`.
+    pub name: String,
+    /// The `GatePlugin`, in the DataPlane's namespace.
+    pub plugin: String,
+    /// What the plugin is told.
+    pub settings: Value,
+    /// Wall time of one trial.
+    pub timeout: Duration,
+    /// Trials in all, for errors that may go away.
+    pub max_attempts: i32,
+    /// Time between two attempts.
+    pub retry_backoff: Duration,
+    /// Time for all trials together.
+    pub deadline: Duration,
+    /// Hash of all of the above: evidence holds for exactly this entry.
+    pub hash: String,
+    /// What is wrong with the entry itself, if anything: it then cannot run.
+    pub problem: Option<String>,
+}
