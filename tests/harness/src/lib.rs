@@ -2,6 +2,8 @@
 //!
 //! - [`cluster`]: a real single-node Kubernetes in a network namespace of its own
 //! - [`images`]: container images made from local files, among them the stand-in gateway
+//! - [`kit`]: what a test on the cluster gets; [`audit`]: what the apiserver was asked meanwhile
+//! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
 //! - [`workspace`], [`command`], [`progress`]: where things are, running programs, a line per step
 //!
 //! The binary of this crate is a thin command line over it (`cargo cluster`, `cargo verify`, `cargo demo`).
@@ -9,8 +11,12 @@
 // A command line and a test kit: what they have to say goes to standard output and standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod audit;
 pub mod cluster;
 pub mod command;
 pub mod images;
+pub mod kit;
+pub mod operator;
 pub mod progress;
+pub mod proxy;
 pub mod workspace;

@@ -267,11 +267,12 @@ impl Cluster {
             self.process(part).kill()?;
         }
         remains::kill_shims(&self.containerd_socket())?;
-        remains::remove_cgroups(&remains::containers(&bundles)?)?;
+        let containers = remains::containers(&bundles)?;
+        remains::remove_cgroups(&containers)?;
         remains::remove_shim_sockets(&bundles)?;
         remains::remove_log_links(&self.dir.join("pod-logs"))?;
-        remains::remove_network_cache(&self.id)?;
-        remains::remove_fixed_folders();
+        remains::remove_network_cache(&containers)?;
+        remains::remove_fixed_names()?;
         self.network.remove()?;
         remains::unmount_below(&self.dir)?;
         for entry in fs::read_dir(&self.dir).into_iter().flatten() {

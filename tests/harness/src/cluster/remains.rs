@@ -13,7 +13,8 @@ use crate::command::run;
 /// Where the kernel's control groups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Inner folders first.
+/// A socket the kubelet leaves, and folders, inner ones first.
+const KUBELET_SOCKET: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 const FIXED_FOLDERS: [&str; 7] = [
     "/run/containerd/s",
     "/run/containerd",
@@ -109,22 +110,24 @@ pub fn remove_log_links(logs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what the network plugins cached, in their fixed folder, about our network.
-pub fn remove_network_cache(network: &str) -> Result<()> {
-    let ours = format!("{network}-");
+/// Removes what the network plugins cached, in their fixed folder, about containers.
+pub fn remove_network_cache(containers: &[String]) -> Result<()> {
     for result in entries(Path::new("/var/lib/cni/results"))? {
-        if result.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&ours)) {
+        let name = result.file_name().unwrap_or_default().to_string_lossy();
+        if containers.iter().any(|container| name.contains(container)) {
             remove(&result)?;
         }
     }
     Ok(())
 }
 
-/// Removes the folders with fixed names that containerd, the kubelet and the network plugins make, unless others use them.
-pub fn remove_fixed_folders() {
+/// Removes what containerd, the kubelet and the network plugins make under fixed names; folders only if nobody uses them.
+pub fn remove_fixed_names() -> Result<()> {
+    remove(Path::new(KUBELET_SOCKET))?;
     for folder in FIXED_FOLDERS {
         remove_if_empty(Path::new(folder));
     }
+    Ok(())
 }
 
 /// An error means that it is not there, or in use: both are fine.

@@ -1,0 +1,85 @@
+//! An operator as a process of this machine, for the tests that kill it; it has the rights of its ServiceAccount.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{Api, PostParams};
+use kube::Client;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::cluster::write_private;
+use crate::workspace;
+
+/// Where the operator is installed, and the name of its ServiceAccount there.
+pub const NAMESPACE: &str = "sluice-system";
+const SERVICE_ACCOUNT: &str = "sluice";
+
+/// A running operator; it is killed when this is dropped.
+pub struct LocalOperator {
+    child: Child,
+    /// Its standard output and standard error.
+    pub log: PathBuf,
+}
+
+impl LocalOperator {
+    /// Starts `sluice operator` on a kubeconfig (see [`crate::proxy::Proxy::kubeconfig`]); files go to `dir`.
+    pub fn start(dir: &Path, kubeconfig: &str, arguments: &[&str]) -> Result<Self> {
+        let config = dir.join("kubeconfig");
+        write_private(&config, kubeconfig)?;
+        let log = dir.join("operator.log");
+        // Appended, so that the log of an operator that was killed stays above its successor's.
+        let output = File::options().create(true).append(true).open(&log)?;
+        let binary = workspace::operator_binary();
+        let child = Command::new(&binary)
+            .args(["operator", "--kubeconfig"])
+            .arg(&config)
+            .args(arguments)
+            .env("POD_NAMESPACE", NAMESPACE)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}; `cargo build` makes it", binary.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// What kills it at once, for a trap of the proxy.
+    pub fn killer(&self) -> impl FnOnce() + Send + use<> {
+        // The process is reaped only through `child`, so the pid stays its own until then.
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        move || {
+            if let Some(pid) = pid {
+                // An error means that it is gone already.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    /// Kills it and waits until it is gone.
+    pub async fn kill(mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// Waits until it has ended, however that came.
+    pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(limit, self.child.wait()).await;
+        Ok(ended.with_context(|| format!("the operator still runs after {} s; its log: {}", limit.as_secs(), self.log.display()))??)
+    }
+}
+
+/// A token of the operator's ServiceAccount, valid for an hour.
+pub async fn token(client: Client) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
+    let spec = TokenRequestSpec { expiration_seconds: Some(3600), ..Default::default() };
+    let request = TokenRequest { spec: Some(spec), ..Default::default() };
+    let answer = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await;
+    let answer = answer.with_context(|| format!("no token for {SERVICE_ACCOUNT} in {NAMESPACE}; is the operator installed?"))?;
+    answer.status.and_then(|status| status.token).context("the apiserver gave no token")
+}
