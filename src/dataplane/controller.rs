@@ -1,92 +1,87 @@
 //! Watches -> passes. Knows nothing of blue or green.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::sync::Arc;
 
-use futures::{StreamExt, channel::mpsc, future::BoxFuture};
+use futures::{StreamExt, channel::mpsc};
 use kube::{
     Client,
     runtime::{
         controller::{Action, Config, Controller},
-        reflector::ObjectRef,
+        reflector::{ObjectRef, store::WriterDropped},
     },
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    apply::certificate::{self, Authority},
+    apply::certificate::Authority,
     observe::caches::{Caches, Concerns},
     reconcile::{Context, Error, reconcile},
     release,
 };
 use crate::{
     api::DataPlane,
-    cluster::{backoff::Backoff, writer::Writes},
+    cluster::{
+        Scope,
+        backoff::{Backoff, jitter},
+        writer::Writes,
+    },
     gate::{GateHost, jobs::Jobs},
-    model::observed::Plugin,
+    gateplugin::Installed,
+    telemetry::{Expectation, Metrics},
 };
 
 /// Passes at the same time. Each waits for the API nearly all of its time.
 const CONCURRENCY: u16 = 16;
 
-/// What the controller is given.
+/// What the controller of one scope is made of.
 pub struct Setup {
-    /// Client of the operator's service account.
+    /// Speaks to the cluster.
     pub client: Client,
-    /// Namespace of the operator.
-    pub namespace: String,
-    /// Name of the Secret with the cluster CA.
-    pub ca_secret: String,
-    /// Runs gates.
-    pub gates: Arc<dyn GateHost>,
-    /// The plugins of a namespace, as this process has them.
-    pub plugins: Arc<dyn Fn(&str) -> BTreeMap<String, Plugin> + Send + Sync>,
+    /// Where DataPlanes are looked for.
+    pub scope: Scope,
+    /// Signs certificates, shared by all scopes.
+    pub authority: Arc<Authority>,
+    /// Runs gates, shared by all scopes.
+    pub host: Arc<dyn GateHost>,
+    /// What the gate host can run, shared by all scopes.
+    pub installed: Installed,
     /// This process, in Events and evidence.
-    pub host: String,
+    pub identity: String,
     /// Whether images need a version that is known to work.
     pub validate_images: bool,
+    /// Counts passes.
+    pub metrics: Metrics,
+    /// Met when the caches are full.
+    pub ready: Expectation,
+    /// Ends the controller.
+    pub shutdown: CancellationToken,
 }
 
-/// A running controller.
-pub struct Running {
-    /// Asks for a pass over all DataPlanes of a namespace: plugins have changed.
-    pub touch: Arc<dyn Fn(String) + Send + Sync>,
-    /// Ends after a graceful shutdown.
-    pub done: BoxFuture<'static, ()>,
-}
-
-/// Why the controller could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No cluster CA.
-    #[error(transparent)]
-    Authority(#[from] certificate::Error),
-    /// A watch ended before it had seen everything.
-    #[error("a watch ended before it had seen everything")]
-    Caches(#[from] kube::runtime::reflector::store::WriterDropped),
-}
-
-/// Starts watching, waits until every cache is complete, and returns the loop that reconciles until `shutdown`.
+/// Runs DataPlanes until shutdown.
 ///
 /// # Errors
-/// Where there is no cluster CA or the caches cannot be filled.
-pub async fn start(
-    setup: Setup,
-    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
-) -> Result<Running, StartError> {
-    let Setup { client, namespace, ca_secret, gates, plugins, host, validate_images } = setup;
-    let authority = Authority::load(client.clone(), &namespace, &ca_secret).await?;
+/// Where a watch ends before it has seen everything.
+pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
+    let Setup { client, scope, authority, host, installed, identity, validate_images, metrics, ready, shutdown } =
+        setup;
     let (passes, triggers) = mpsc::unbounded();
     let (deletions, releases) = mpsc::unbounded();
-    let caches = Caches::start(&client, {
+    let caches = Caches::start(&client, &scope, {
         let passes = passes.clone();
         move |concerns| {
-            // Both ends live as long as the process; a closed channel means that it is going down.
+            // Both ends live as long as the controller; a closed channel means that it is going down.
             if let Concerns::One(dataplane) = &concerns {
                 let _ = deletions.unbounded_send(dataplane.clone());
             }
             let _ = passes.unbounded_send(concerns);
         }
     });
-    caches.ready().await?;
+    // Before that, what is missing is not known to be missing.
+    match shutdown.run_until_cancelled(caches.ready()).await {
+        Some(filled) => filled?,
+        None => return Ok(()),
+    }
+    ready.met();
 
     let wake = {
         let passes = passes.clone();
@@ -104,15 +99,15 @@ pub async fn start(
         client,
         caches,
         authority,
-        gates,
-        plugins,
         host,
+        installed: installed.clone(),
+        identity,
         validate_images,
+        metrics,
     });
 
-    tokio::spawn(release::run(Arc::clone(&context), releases));
     let dataplanes = context.caches.dataplanes.clone();
-    let all = dataplanes.clone();
+    let (all, each) = (dataplanes.clone(), dataplanes.clone());
     let triggers = triggers.flat_map(move |concerns| {
         futures::stream::iter(match concerns {
             Concerns::One(dataplane) => vec![dataplane],
@@ -124,32 +119,40 @@ pub async fn start(
                 .collect(),
         })
     });
-    // Everything that asks for a pass comes through `triggers`; the caches are ours, shared and complete.
-    let done = Controller::for_stream(futures::stream::pending(), dataplanes)
+    // What plugins there are concerns every upgrade that waits for one.
+    let plugins = installed.changes().flat_map(move |()| {
+        let dataplanes = each.state();
+        futures::stream::iter(dataplanes).map(|dataplane| ObjectRef::from_obj(dataplane.as_ref()))
+    });
+    // Everything that asks for a pass comes through these two; the caches are ours, shared and full.
+    let controller = Controller::for_stream(futures::stream::pending(), dataplanes)
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(triggers)
-        .graceful_shutdown_on(shutdown)
-        .run(reconcile, retry, context)
+        .reconcile_on(plugins)
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+        .run(
+            |dataplane, context: Arc<Context>| async move {
+                let metrics = context.metrics.clone();
+                metrics.pass("DataPlane", reconcile(dataplane, context)).await
+            },
+            retry,
+            Arc::clone(&context),
+        )
         .for_each(|_| std::future::ready(()));
-    let touch = Arc::new(move |namespace| {
-        let _ = passes.unbounded_send(Concerns::Namespace(namespace));
-    });
-    Ok(Running { touch, done: Box::pin(done) })
+    tokio::join!(controller, shutdown.run_until_cancelled(release::run(context, releases)));
+    Ok(())
 }
 
 /// A conflict means that somebody wrote in between: decide afresh at once. Everything else waits, longer each time.
 fn retry(dataplane: Arc<DataPlane>, error: &Error, ctx: Arc<Context>) -> Action {
     let object = ObjectRef::from_obj(dataplane.as_ref());
     let (Error::Converge(cause) | Error::Publish(cause)) = error;
-    // The sub-second part of the clock is jitter enough.
-    let jitter = f64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs()) / 1e9;
-    let wait = ctx.backoff.failed(object.clone(), jitter);
+    let wait = ctx.backoff.failed(object.clone(), jitter());
     if cause.is_conflict() {
         tracing::debug!(dataplane = %object, "somebody wrote in between");
         return Action::requeue(std::time::Duration::from_millis(50).min(wait));
     }
-    let chain = anyhow::Error::msg(cause.to_string()).context(error.to_string());
-    let source = std::error::Error::source(cause).map(ToString::to_string).unwrap_or_default();
-    tracing::error!(dataplane = %object, error = format!("{chain:#}: {source}"), retry_in = ?wait, "a pass failed");
+    let because = std::error::Error::source(cause).map(ToString::to_string).unwrap_or_default();
+    tracing::error!(dataplane = %object, %error, %cause, because, retry_in = ?wait, "a pass failed");
     Action::requeue(wait)
 }

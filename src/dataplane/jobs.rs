@@ -1,6 +1,10 @@
 //! Turns planned trials and connections into jobs: started, looked at in later passes, cancelled when not wanted.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use kube::{Resource, ResourceExt};
 use tokio::net::TcpStream;
@@ -9,9 +13,10 @@ use super::reconcile::Context;
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
+    gateplugin::{InstalledState, Key},
     model::{
-        Plan,
-        observed::{Connection, ConnectionKey},
+        Intent, Plan,
+        observed::{Connection, ConnectionKey, Plugin},
         trial::{Limits, Moment, Trial},
     },
 };
@@ -36,7 +41,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
-            let gates = std::sync::Arc::clone(&ctx.gates);
+            let gates = Arc::clone(&ctx.host);
             let trial = Trial {
                 id: planned.id.clone(),
                 digest: planned.digest.clone(),
@@ -66,6 +71,23 @@ pub fn cancel(ctx: &Context, dataplane: &DataPlane) {
 #[must_use]
 pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKey, Connection> {
     ctx.connections.said(&owner(dataplane)).into_iter().map(|(key, said)| (key, (*said).clone())).collect()
+}
+
+/// The plugins that the gates of an intent name, as this process has them.
+#[must_use]
+pub fn plugins(ctx: &Context, namespace: &str, intent: &Intent) -> BTreeMap<String, Plugin> {
+    let names = intent.rules.gates.iter().map(|gate| &gate.plugin);
+    names
+        .filter_map(|name| {
+            let plugin = match ctx.installed.get(&Key::new(namespace, name)) {
+                InstalledState::Absent => return None,
+                InstalledState::Loading => Plugin::Loading,
+                InstalledState::Failed { reason, message } => Plugin::Failed { reason, message },
+                InstalledState::Ready { digest } => Plugin::Ready(digest),
+            };
+            Some((name.clone(), plugin))
+        })
+        .collect()
 }
 
 /// Asks a Service for a connection until it answers.

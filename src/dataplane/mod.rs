@@ -14,3 +14,6 @@ pub mod plan;
 pub mod reconcile;
 mod release;
 pub mod status;
+
+pub use apply::certificate::Authority;
+pub use controller::{Setup, run};

@@ -1,6 +1,6 @@
 //! One pass over one DataPlane, from top to bottom.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::{
@@ -16,11 +16,13 @@ use crate::{
     api::DataPlane,
     cluster::{backoff::Backoff, writer::Writes},
     gate::{GateHost, jobs::Jobs},
+    gateplugin::Installed,
     model::{
         Observed,
-        observed::{Connection, ConnectionKey, Plugin, TrialKey},
+        observed::{Connection, ConnectionKey, TrialKey},
         trial::Report,
     },
+    telemetry::Metrics,
 };
 
 /// What a pass works with.
@@ -32,21 +34,23 @@ pub struct Context {
     /// Memory of what was written.
     pub writes: Writes,
     /// Issues certificates.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// Runs gates.
-    pub gates: Arc<dyn GateHost>,
-    /// The plugins of a namespace, as this process has them.
-    pub plugins: Arc<dyn Fn(&str) -> BTreeMap<String, Plugin> + Send + Sync>,
+    pub host: Arc<dyn GateHost>,
+    /// What the gate host can run.
+    pub installed: Installed,
     /// Trials under way.
     pub trials: Jobs<TrialKey, Report>,
     /// Preview Services being asked for a connection.
     pub connections: Jobs<ConnectionKey, Connection>,
-    /// This process, in evidence.
-    pub host: String,
+    /// This process, in Events and evidence.
+    pub identity: String,
     /// Whether images need a version that is known to work.
     pub validate_images: bool,
     /// How long to wait after errors.
     pub backoff: Backoff<ObjectRef<DataPlane>>,
+    /// Counts passes.
+    pub metrics: Metrics,
 }
 
 /// Why a pass ended early, one variant for each stage that can fail.
@@ -82,10 +86,10 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let intent = check::read(&dataplane, &policies, ctx.validate_images); // pure
     let observed = Observed {
         // caches and this process only
-        plugins: (ctx.plugins)(&namespace),
+        plugins: jobs::plugins(&ctx, &namespace, &intent),
         trials: ctx.trials.said(&jobs::owner(&dataplane)),
         connections: jobs::connections(&ctx, &dataplane),
-        host: ctx.host.clone(),
+        host: ctx.identity.clone(),
         ..observe::look(&ctx.caches, &dataplane)
     };
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail
@@ -93,12 +97,16 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let status = status::report(&intent, &observed, &plan, now); // pure
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
-    let writer =
-        apply::Writer { client: ctx.client.clone(), writes: &ctx.writes, authority: &ctx.authority, intent: &intent };
+    let writer = apply::Writer {
+        client: ctx.client.clone(),
+        writes: &ctx.writes,
+        authority: ctx.authority.as_ref(),
+        intent: &intent,
+    };
     apply::converge(&writer, &observed, &planned).await.map_err(Error::Converge)?; // writes
     jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits
     publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
-    publish::tell(&ctx.client, &ctx.host, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await; // writes
+    publish::tell(&ctx.client, &ctx.identity, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await; // writes
 
     ctx.backoff.succeeded(&ObjectRef::from_obj(dataplane.as_ref()));
     Ok(plan.again.map_or_else(Action::await_change, |at| {

@@ -6,7 +6,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Client, Resource, ResourceExt,
     runtime::{
         reflector::{ObjectRef, Store, store::WriterDropped},
         watcher,
@@ -15,7 +15,7 @@ use kube::{
 
 use crate::{
     api::{DataPlane, Promotion, PromotionPolicy},
-    cluster::{cache, writer::Object},
+    cluster::{Scope, cache, writer::Object},
     model::names,
 };
 
@@ -52,28 +52,28 @@ pub enum Concerns {
 
 impl Caches {
     /// Starts all watches. `changed` hears of every change, after the cache knows of it.
-    pub fn start(client: &Client, changed: impl Fn(Concerns) + Clone + Send + Sync + 'static) -> Self {
+    pub fn start(client: &Client, scope: &Scope, changed: impl Fn(Concerns) + Clone + Send + Sync + 'static) -> Self {
         let managed = watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::DATAPLANE));
         let ours = watcher::Config::default().labels(names::SELECTOR);
         let everything = watcher::Config::default;
         Self {
             dataplanes: cache::keep(
-                Api::all(client.clone()),
+                scope.api(client),
                 everything(),
                 each(changed.clone(), |object: &DataPlane| Some(Concerns::One(ObjectRef::from_obj(object)))),
             ),
             policies: cache::keep(
-                Api::all(client.clone()),
+                scope.api(client),
                 everything(),
                 each(changed.clone(), |object: &PromotionPolicy| object.namespace().map(Concerns::Namespace)),
             ),
-            promotions: cache::keep(Api::all(client.clone()), everything(), each(changed.clone(), owner)),
-            records: cache::keep(Api::all(client.clone()), managed.clone(), each(changed.clone(), owner)),
-            deployments: cache::keep(Api::all(client.clone()), managed.clone(), each(changed.clone(), owner)),
-            services: cache::keep(Api::all(client.clone()), managed.clone(), each(changed.clone(), owner)),
-            secrets: cache::keep(Api::all(client.clone()), managed.clone(), each(changed.clone(), owner)),
-            pods: cache::keep(Api::all(client.clone()), ours, each(changed.clone(), app)),
-            slices: cache::keep(Api::all(client.clone()), managed, each(changed, app)),
+            promotions: cache::keep(scope.api(client), everything(), each(changed.clone(), owner)),
+            records: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            deployments: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            services: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            secrets: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            pods: cache::keep(scope.api(client), ours, each(changed.clone(), app)),
+            slices: cache::keep(scope.api(client), managed, each(changed, app)),
         }
     }
 
