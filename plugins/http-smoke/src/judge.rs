@@ -246,7 +246,9 @@ mod tests {
 
     #[test]
     fn a_fault_of_the_server_fails_and_the_message_says_where_got_and_expected() {
-        let Ok(Verdict::Fail(reason)) = judged(&Check::default(), Ok(response(500, "", 3.0))) else { panic!("no fail") };
+        let Ok(Verdict::Fail(reason)) = judged(&Check::default(), Ok(response(500, "", 3.0))) else {
+            panic!("no fail")
+        };
         assert_eq!(reason.code, "UnexpectedStatus");
         assert_eq!(reason.message, "GET / on pod-a: status 500, expected below 500");
     }

@@ -101,8 +101,10 @@ fn request(settings: &Settings, check: &Check, endpoint: Option<&str>) -> Reques
 /// Asks those again that refused the connection.
 fn ask_again(settings: &Settings, made: &mut [Made<'_>]) {
     for _ in 0..RETRIES {
-        let refused: Vec<_> =
-            made.iter_mut().filter(|made| made.result.as_ref().is_err_and(|failure| failure.kind == "connect")).collect();
+        let refused: Vec<_> = made
+            .iter_mut()
+            .filter(|made| made.result.as_ref().is_err_and(|failure| failure.kind == "connect"))
+            .collect();
         if refused.is_empty() {
             return;
         }
