@@ -2,8 +2,6 @@
 //!
 //! Without this, a forgotten manifest shows as a watch that fails for ever in the logs.
 
-use std::fmt;
-
 use anyhow::anyhow;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::{
@@ -23,16 +21,6 @@ struct Permission {
     group: &'static str,
     resource: &'static str,
     verb: &'static str,
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { group, resource, verb } = self;
-        match *group {
-            "" => write!(formatter, "{verb} {resource}"),
-            group => write!(formatter, "{verb} {resource}.{group}"),
-        }
-    }
 }
 
 /// What no upgrade can do without: group, resource (and subresource), verbs.
@@ -67,8 +55,8 @@ pub(super) async fn check(client: &Client, scopes: &[Scope]) -> Result<(), Failu
             .await
             .map_err(|error| Failure::new("the cluster does not say what this account may do", error))?;
         if !missing.is_empty() {
-            let list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-            return Err(Failure::new(format!("this account may not do all it has to do in {scope}"), anyhow!(list))
+            let cause = anyhow!(listed(&missing));
+            return Err(Failure::new(format!("this account may not do all it has to do in {scope}"), cause)
                 .next(format!("apply the operator's roles and bindings: {INSTALL}")));
         }
     }
@@ -109,6 +97,19 @@ async fn missing(client: &Client, scope: &Scope) -> Result<Vec<Permission>, kube
     Ok(missing.into_iter().flatten().collect())
 }
 
+/// One line for each resource, with the verbs that are missing.
+fn listed(missing: &[Permission]) -> String {
+    let of_one_resource =
+        |one: &Permission, next: &Permission| (one.group, one.resource) == (next.group, next.resource);
+    let lines = missing.chunk_by(of_one_resource).map(|missing| {
+        let Permission { group, resource, .. } = missing[0];
+        let verbs = missing.iter().map(|permission| permission.verb).collect::<Vec<_>>().join(", ");
+        let dot = if group.is_empty() { "" } else { "." };
+        format!("{resource}{dot}{group}: {verbs}")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 async fn allowed(client: &Client, scope: &Scope, permission: Permission) -> Result<bool, kube::Error> {
     let Permission { group, resource, verb } = permission;
     let (resource, subresource) = match resource.split_once('/') {
@@ -144,6 +145,14 @@ mod tests {
     use serde::Deserialize;
 
     #[test]
+    fn what_is_missing_is_listed_by_resource() {
+        let permission = |group, resource, verb| Permission { group, resource, verb };
+        let missing = [permission("apps", "deployments", "get"), permission("apps", "deployments", "list")];
+        assert_eq!(listed(&missing), "deployments.apps: get, list");
+        assert_eq!(listed(&[permission("", "pods", "watch")]), "pods: watch");
+    }
+
+    #[test]
     fn the_shipped_role_grants_all_that_is_needed() {
         let role = serde_norway::Deserializer::from_str(include_str!("../../deploy/operator.yaml"))
             .map(|document| serde_json::Value::deserialize(document).expect("YAML"))
@@ -158,7 +167,7 @@ mod tests {
                     && rule.verbs.iter().any(|verb| verb == permission.verb)
             })
         };
-        let missing = permissions().filter(|permission| !granted(permission)).map(|missing| missing.to_string());
-        assert_eq!(missing.collect::<Vec<_>>(), Vec::<String>::new());
+        let missing: Vec<_> = permissions().filter(|permission| !granted(permission)).collect();
+        assert_eq!(listed(&missing), "");
     }
 }
