@@ -1,6 +1,7 @@
 //! Sluice.
 
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod dataplane;
 pub mod gate;

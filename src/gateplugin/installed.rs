@@ -3,13 +3,17 @@
 //! `status.conditions[Ready]` is a memory of some process; the gate host of this one starts empty. So everybody who
 //! needs a plugin asks here.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use futures::{Stream, stream};
 use kube::{Resource, ResourceExt};
 use tokio::sync::watch;
 
-use crate::model::trial::Digest;
+use crate::model::{observed::Plugin, trial::Digest};
 
 /// The name of a plugin object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,27 +42,6 @@ impl fmt::Display for Key {
     }
 }
 
-/// Whether a plugin can be run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InstalledState {
-    /// Not known yet: wait for the next change. Also the answer for everything until the plugins were listed.
-    Loading,
-    /// No such object.
-    Absent,
-    /// It cannot be run.
-    Failed {
-        /// The reason of its condition `Ready`.
-        reason: String,
-        /// One sentence for people.
-        message: String,
-    },
-    /// The gate host holds it.
-    Ready {
-        /// The bytes it stands for now.
-        digest: Digest,
-    },
-}
-
 /// The plugins of all scopes and their states. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Installed(Arc<watch::Sender<Table>>);
@@ -66,7 +49,7 @@ pub struct Installed(Arc<watch::Sender<Table>>);
 #[derive(Debug)]
 struct Table {
     unlisted_scopes: usize,
-    plugins: BTreeMap<Key, InstalledState>,
+    plugins: BTreeMap<Key, Plugin>,
 }
 
 impl Installed {
@@ -76,33 +59,46 @@ impl Installed {
         Self(Arc::new(watch::Sender::new(Table { unlisted_scopes: scopes, plugins: BTreeMap::new() })))
     }
 
-    /// Whether `plugin` can be run now.
+    /// Whether `plugin` can be run now; `None` where there is no such object. Until the plugins were listed, every
+    /// one is still loading.
     #[must_use]
-    pub fn get(&self, plugin: &Key) -> InstalledState {
+    pub fn get(&self, plugin: &Key) -> Option<Plugin> {
         let table = self.0.borrow();
-        match table.plugins.get(plugin) {
-            Some(state) => state.clone(),
-            None if table.unlisted_scopes > 0 => InstalledState::Loading,
-            None => InstalledState::Absent,
-        }
+        table.plugins.get(plugin).cloned().or((table.unlisted_scopes > 0).then_some(Plugin::Loading))
     }
 
-    /// Yields after every change; changes that nobody took yet become one.
-    pub fn changes(&self) -> impl Stream<Item = ()> + Send + 'static {
-        stream::unfold(self.0.subscribe(), async |mut table| {
+    /// The plugins of a namespace by name. Tells nothing before [`Installed::listed_all`].
+    #[must_use]
+    pub fn of_namespace(&self, namespace: &str) -> BTreeMap<String, Plugin> {
+        let table = self.0.borrow();
+        let plugins = table.plugins.iter().filter(|(key, _)| key.namespace == namespace);
+        plugins.map(|(key, plugin)| (key.name.clone(), plugin.clone())).collect()
+    }
+
+    /// Waits until every scope was listed.
+    pub async fn listed_all(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|table| table.unlisted_scopes == 0).await;
+    }
+
+    /// Yields the namespaces in which something changed since it yielded last.
+    pub fn changes(&self) -> impl Stream<Item = BTreeSet<String>> + Send + 'static {
+        let table = self.0.subscribe();
+        let seen = table.borrow().plugins.clone();
+        stream::unfold((table, seen), async |(mut table, seen)| {
             table.changed().await.ok()?;
-            Some(((), table))
+            let plugins = table.borrow_and_update().plugins.clone();
+            let differs = |key: &&Key| plugins.get(key) != seen.get(key);
+            let namespaces =
+                plugins.keys().chain(seen.keys()).filter(differs).map(|key| key.namespace.clone()).collect();
+            Some((namespaces, (table, plugins)))
         })
     }
 
     /// True if some plugin stands for `digest`.
     #[must_use]
     pub fn uses(&self, digest: &Digest) -> bool {
-        self.0
-            .borrow()
-            .plugins
-            .values()
-            .any(|state| matches!(state, InstalledState::Ready { digest: used } if used == digest))
+        self.0.borrow().plugins.values().any(|state| matches!(state, Plugin::Ready(used) if used == digest))
     }
 
     /// One scope was listed and holds `plugins`.
@@ -110,12 +106,12 @@ impl Installed {
         self.0.send_modify(|table| {
             table.unlisted_scopes = table.unlisted_scopes.saturating_sub(1);
             for plugin in plugins {
-                table.plugins.entry(plugin).or_insert(InstalledState::Loading);
+                table.plugins.entry(plugin).or_insert(Plugin::Loading);
             }
         });
     }
 
-    pub(super) fn set(&self, plugin: Key, state: InstalledState) {
+    pub(super) fn set(&self, plugin: Key, state: Plugin) {
         self.0.send_if_modified(|table| {
             let changed = table.plugins.get(&plugin) != Some(&state);
             if changed {
@@ -140,34 +136,35 @@ mod tests {
     use super::*;
     use futures::{FutureExt, StreamExt};
 
-    fn ready(digest: &str) -> InstalledState {
-        InstalledState::Ready { digest: Digest::from(digest.to_owned()) }
+    fn ready(digest: &str) -> Plugin {
+        Plugin::Ready(Digest::from(digest.to_owned()))
     }
 
     #[test]
     fn nothing_is_called_absent_before_every_scope_was_listed() {
         let (installed, plugin) = (Installed::awaiting(2), Key::new("a", "smoke"));
         installed.listed([]);
-        assert_eq!(installed.get(&plugin), InstalledState::Loading);
+        assert_eq!(installed.get(&plugin), Some(Plugin::Loading));
         installed.listed([Key::new("b", "smoke")]);
-        assert_eq!(installed.get(&plugin), InstalledState::Absent);
-        assert_eq!(installed.get(&Key::new("b", "smoke")), InstalledState::Loading);
+        assert_eq!(installed.get(&plugin), None);
+        assert_eq!(installed.get(&Key::new("b", "smoke")), Some(Plugin::Loading));
     }
 
     #[test]
-    fn subscribers_wake_for_changes_and_for_nothing_else() {
+    fn subscribers_learn_which_namespaces_changed_and_wake_for_nothing_else() {
         let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
         let mut changes = Box::pin(installed.changes());
-        assert!(changes.next().now_or_never().is_none());
+        let mut next = || changes.next().now_or_never().flatten();
+        assert_eq!(next(), None);
         installed.set(plugin.clone(), ready("sha256:1"));
         installed.set(plugin.clone(), ready("sha256:2"));
-        assert!(changes.next().now_or_never().is_some());
-        assert!(changes.next().now_or_never().is_none(), "two changes that nobody took are one");
+        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(next(), None, "two changes that nobody took are one");
         installed.set(plugin.clone(), ready("sha256:2"));
-        assert!(changes.next().now_or_never().is_none(), "nothing changed");
+        assert_eq!(next(), None, "nothing changed");
         installed.retain(|_| false, |_| false);
-        assert!(changes.next().now_or_never().is_some());
-        assert_eq!(installed.get(&plugin), InstalledState::Absent);
+        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(installed.get(&plugin), None);
     }
 
     #[test]

@@ -17,6 +17,6 @@ mod source;
 mod status;
 
 pub use controller::{Pinned, Setup, run};
-pub use installed::{Installed, InstalledState, Key};
+pub use installed::{Installed, Key};
 pub use library::Library;
 pub use source::SourceError;

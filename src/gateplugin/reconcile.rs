@@ -18,13 +18,13 @@ use kube::{
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    Installed, InstalledState, Key, Library, SourceError, source,
+    Installed, Key, Library, SourceError, source,
     status::{self, Outcome},
 };
 use crate::{
     api::GatePlugin,
     cluster::{self, backoff::Backoff},
-    model::trial::Digest,
+    model::{observed::Plugin, trial::Digest},
     telemetry::Metrics,
 };
 
@@ -78,9 +78,9 @@ async fn install(key: &Key, plugin: &GatePlugin, ctx: &Context) -> Result<Outcom
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &key.namespace);
     let fetched = api.get_opt(&source.name).await.map_err(|error| {
         // Those who wait for the plugin learn what it waits for; one that is loaded stays so.
-        if ctx.installed.get(key) == InstalledState::Loading {
+        if !matches!(ctx.installed.get(key), Some(Plugin::Ready(_))) {
             let message = format!("ConfigMap {:?} cannot be read: {error}", source.name);
-            ctx.installed.set(key.clone(), InstalledState::Failed { reason: "ConfigMapUnavailable".into(), message });
+            ctx.installed.set(key.clone(), Plugin::Failed { reason: "ConfigMapUnavailable".into(), message });
         }
         Error::Fetch { name: source.name.clone(), source: error }
     })?;
@@ -97,8 +97,8 @@ async fn install(key: &Key, plugin: &GatePlugin, ctx: &Context) -> Result<Outcom
             match unpacked.await.map_err(Error::Unpack)? {
                 Err(error) => Outcome::NotFetched(error),
                 Ok((digest, component)) => {
-                    if ctx.installed.get(key) != (InstalledState::Ready { digest: digest.clone() }) {
-                        ctx.installed.set(key.clone(), InstalledState::Loading);
+                    if ctx.installed.get(key) != Some(Plugin::Ready(digest.clone())) {
+                        ctx.installed.set(key.clone(), Plugin::Loading);
                     }
                     let size = component.len();
                     match ctx.library.load(&digest, component).await {

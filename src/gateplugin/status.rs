@@ -3,14 +3,17 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{InstalledState, SourceError};
+use super::SourceError;
 use crate::{
     api::{
         GatePlugin,
         condition::{Fact, Truth},
         gateplugin::{GatePluginStatus, PluginDescription, READY},
     },
-    model::trial::{Digest, LoadError, Loaded},
+    model::{
+        observed::Plugin,
+        trial::{Digest, LoadError, Loaded},
+    },
 };
 
 const FETCHED: &str = "Fetched";
@@ -36,15 +39,11 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// The same, for those who want to run the plugin.
-    pub(super) fn state(&self) -> InstalledState {
+    pub(super) fn state(&self) -> Plugin {
         match self {
-            Self::NotFetched(error) => {
-                InstalledState::Failed { reason: error.code().into(), message: error.to_string() }
-            }
-            Self::NotLoaded { error, .. } => {
-                InstalledState::Failed { reason: error.code().into(), message: error.to_string() }
-            }
-            Self::Loaded(loaded) => InstalledState::Ready { digest: loaded.digest.clone() },
+            Self::NotFetched(error) => Plugin::Failed { reason: error.code().into(), message: error.to_string() },
+            Self::NotLoaded { error, .. } => Plugin::Failed { reason: error.code().into(), message: error.to_string() },
+            Self::Loaded(loaded) => Plugin::Ready(loaded.digest.clone()),
         }
     }
 }

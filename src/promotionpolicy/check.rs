@@ -4,9 +4,9 @@ use kube::core::Selector;
 
 use crate::{
     api::promotionpolicy::{Gate, PromotionPolicySpec},
-    gateplugin::InstalledState,
     model::{
         duration,
+        observed::Plugin,
         trial::{Digest, Outcome, Problem},
     },
 };
@@ -60,7 +60,7 @@ pub(super) enum Checked<'policy> {
 }
 
 /// Looks at everything that needs no plugin. `installed` answers for a plugin of the policy's namespace by name.
-pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> InstalledState) -> Checked<'_> {
+pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Option<Plugin>) -> Checked<'_> {
     let mut findings = Vec::new();
     let mut questions = Vec::new();
     if let Err(error) = Selector::try_from(spec.selector.clone()) {
@@ -80,18 +80,18 @@ pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Insta
         }
         let plugin = &gate.plugin_ref.name;
         match installed(plugin) {
-            InstalledState::Loading => return Checked::TooEarly,
-            InstalledState::Absent => findings.push(Finding {
+            Some(Plugin::Loading) => return Checked::TooEarly,
+            None => findings.push(Finding {
                 wrong: Wrong::PluginNotFound,
                 at: at(gate, "pluginRef/name"),
                 message: format!("there is no GatePlugin {plugin:?} in this namespace"),
             }),
-            InstalledState::Failed { reason, message } => findings.push(Finding {
+            Some(Plugin::Failed { reason, message }) => findings.push(Finding {
                 wrong: Wrong::PluginNotReady,
                 at: at(gate, "pluginRef/name"),
                 message: format!("GatePlugin {plugin:?} is not ready, {reason}: {message}"),
             }),
-            InstalledState::Ready { digest } => questions.push(Question { gate, digest }),
+            Some(Plugin::Ready(digest)) => questions.push(Question { gate, digest }),
         }
     }
     Checked::Looked { findings, questions }
@@ -141,11 +141,11 @@ mod tests {
         serde_json::from_value(json!({"selector": {}, "gates": [gate]})).expect("a policy")
     }
 
-    fn ready(_: &str) -> InstalledState {
-        InstalledState::Ready { digest: Digest::of(b"x") }
+    fn ready(_: &str) -> Option<Plugin> {
+        Some(Plugin::Ready(Digest::of(b"x")))
     }
 
-    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> InstalledState) -> Vec<(Wrong, String)> {
+    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Option<Plugin>) -> Vec<(Wrong, String)> {
         match look(spec, installed) {
             Checked::Looked { findings, .. } => {
                 findings.into_iter().map(|finding| (finding.wrong, finding.at)).collect()
@@ -182,10 +182,10 @@ mod tests {
     fn a_plugin_is_absent_or_broken_or_not_there_yet() {
         let spec = spec(json!({}));
         let at = "spec.gates[smoke].pluginRef/name".to_owned();
-        assert_eq!(findings(&spec, |_| InstalledState::Absent), [(Wrong::PluginNotFound, at.clone())]);
-        let failed = |_: &str| InstalledState::Failed { reason: "BadGzip".into(), message: String::new() };
+        assert_eq!(findings(&spec, |_| None), [(Wrong::PluginNotFound, at.clone())]);
+        let failed = |_: &str| Some(Plugin::Failed { reason: "BadGzip".into(), message: String::new() });
         assert_eq!(findings(&spec, failed), [(Wrong::PluginNotReady, at)]);
-        assert_eq!(look(&spec, |_| InstalledState::Loading), Checked::TooEarly);
+        assert_eq!(look(&spec, |_| Some(Plugin::Loading)), Checked::TooEarly);
     }
 
     #[test]

@@ -5,12 +5,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use kube::{
     Client,
-    runtime::{
-        Config, Controller, WatchStreamExt,
-        controller::Action,
-        reflector::{self},
-        watcher,
-    },
+    runtime::{Config, Controller, WatchStreamExt, controller::Action, reflector, watcher},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +48,7 @@ pub async fn run(setup: Setup) {
         watcher(scope.api(&client), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
 
     let controller = Controller::for_stream(policy_events, policies.clone())
-        .reconcile_all_on(installed.changes())
+        .reconcile_all_on(installed.changes().map(|_| ()))
         // Every pass may run guests; a thousand policies that wake at once must not crowd out trials.
         .with_config(Config::default().concurrency(2))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
