@@ -65,7 +65,8 @@ impl Audit {
     /// From now on.
     pub fn now(cluster: &Cluster) -> Result<Self> {
         let log = cluster.audit_log();
-        let offset = fs::metadata(&log).with_context(|| format!("cannot read {}; is the cluster up?", log.display()))?.len();
+        let offset =
+            fs::metadata(&log).with_context(|| format!("cannot read {}; is the cluster up?", log.display()))?.len();
         Ok(Self { log, offset })
     }
 

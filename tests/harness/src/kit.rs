@@ -106,7 +106,13 @@ impl Kit {
     /// Waits until an object of the test's namespace is as wanted; `what` completes "NAME did not ...".
     pub async fn wait<K>(&self, name: &str, what: &str, wanted: impl Fn(Option<&K>) -> bool) -> Result<Option<K>>
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + Send
+            + 'static,
     {
         wait(self.api(), name, what, PATIENCE, wanted).await
     }
@@ -128,7 +134,12 @@ impl Kit {
     /// Writes down, from now on, how a part of an object changes.
     pub fn record<K>(&self, name: &str, part: impl Fn(&K) -> Option<String> + Send + 'static) -> History
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
     {
         History::of(self.api(), name, part)
     }
@@ -137,11 +148,15 @@ impl Kit {
     pub fn dump(&self) {
         eprintln!("---- namespace {} ----", self.namespace);
         self.print("events", &["get", "events", "--sort-by=.lastTimestamp"]);
-        let kinds = self.kubectl(&["api-resources", "--namespaced", "--verbs=list", "--output=name"]).unwrap_or_default();
+        let kinds =
+            self.kubectl(&["api-resources", "--namespaced", "--verbs=list", "--output=name"]).unwrap_or_default();
         // Events were printed; Secrets are nobody's business.
         let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events") && *kind != "secrets").collect();
         self.print("conditions", &["get", &kinds.join(","), "--output", &format!("go-template={CONDITIONS}")]);
-        self.print("Pod logs", &["logs", "--selector=!none", "--all-containers", "--prefix", "--tail=50", "--max-log-requests=50"]);
+        self.print(
+            "Pod logs",
+            &["logs", "--selector=!none", "--all-containers", "--prefix", "--tail=50", "--max-log-requests=50"],
+        );
     }
 
     fn print(&self, title: &str, arguments: &[&str]) {
@@ -159,7 +174,13 @@ impl Kit {
 }
 
 /// Waits until an object is as wanted; `what` completes "NAME did not ...".
-pub async fn wait<K>(api: Api<K>, name: &str, what: &str, limit: Duration, wanted: impl Fn(Option<&K>) -> bool) -> Result<Option<K>>
+pub async fn wait<K>(
+    api: Api<K>,
+    name: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(Option<&K>) -> bool,
+) -> Result<Option<K>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
 {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{Api, PostParams};
 use kube::Client;
+use kube::api::{Api, PostParams};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
@@ -70,7 +70,9 @@ impl LocalOperator {
     /// Waits until it has ended, however that came.
     pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
         let ended = tokio::time::timeout(limit, self.child.wait()).await;
-        Ok(ended.with_context(|| format!("the operator still runs after {} s; its log: {}", limit.as_secs(), self.log.display()))??)
+        Ok(ended.with_context(|| {
+            format!("the operator still runs after {} s; its log: {}", limit.as_secs(), self.log.display())
+        })??)
     }
 }
 
@@ -80,6 +82,7 @@ pub async fn token(client: Client) -> Result<String> {
     let spec = TokenRequestSpec { expiration_seconds: Some(3600), ..Default::default() };
     let request = TokenRequest { spec: Some(spec), ..Default::default() };
     let answer = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await;
-    let answer = answer.with_context(|| format!("no token for {SERVICE_ACCOUNT} in {NAMESPACE}; is the operator installed?"))?;
+    let answer =
+        answer.with_context(|| format!("no token for {SERVICE_ACCOUNT} in {NAMESPACE}; is the operator installed?"))?;
     answer.status.and_then(|status| status.token).context("the apiserver gave no token")
 }

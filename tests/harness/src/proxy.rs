@@ -32,6 +32,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::cluster::{Cluster, NODE_ADDRESS, kubeconfig};
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+/// Whether a trap springs at a write, given its number.
+type Condition = Box<dyn Fn(usize, &Write) -> bool + Send>;
 
 /// A request that changes something.
 #[derive(Debug, Clone)]
@@ -85,7 +87,7 @@ struct State {
 
 struct Trap {
     side: Side,
-    matches: Box<dyn Fn(usize, &Write) -> bool + Send>,
+    matches: Condition,
     spring: Box<dyn FnOnce() + Send>,
     sprung: oneshot::Sender<Write>,
 }
@@ -95,7 +97,8 @@ impl Proxy {
     pub async fn start(cluster: &Cluster) -> Result<Self> {
         let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
         let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
-        let mut tls = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key)?;
+        let mut tls =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
 
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -150,9 +153,11 @@ impl State {
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
         let trap = match parts.method {
-            Method::POST | Method::PUT | Method::PATCH | Method::DELETE => {
-                self.record(Write { method: parts.method.to_string(), path: parts.uri.path().to_owned(), body: body.clone() })
-            }
+            Method::POST | Method::PUT | Method::PATCH | Method::DELETE => self.record(Write {
+                method: parts.method.to_string(),
+                path: parts.uri.path().to_owned(),
+                body: body.clone(),
+            }),
             _ => None,
         };
         if let Some((trap, write)) = trap {
@@ -211,7 +216,8 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, state: Arc<State>) -> Result
 }
 
 fn upstream(authority: &Path) -> Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>> {
-    let pem = fs::read(authority).with_context(|| format!("cannot read {}; is the cluster up?", authority.display()))?;
+    let pem =
+        fs::read(authority).with_context(|| format!("cannot read {}; is the cluster up?", authority.display()))?;
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&pem)?)?;
     let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
 };
 use serde_json::json;
 
@@ -42,7 +43,15 @@ impl Certificates {
         let authority = CertifiedIssuer::self_signed(authority_params()?, KeyPair::generate()?)?;
         self.write("ca.crt", &authority.pem())?;
 
-        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", "10.96.0.1", NODE_ADDRESS];
+        let names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+            "127.0.0.1",
+            "10.96.0.1",
+            NODE_ADDRESS,
+        ];
         self.issue("apiserver", server_params(&names)?, &authority)?;
         self.issue("kubelet-server", server_params(&[NODE_NAME, NODE_ADDRESS])?, &authority)?;
 

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
@@ -65,7 +65,9 @@ fn address(service: &Service) -> Option<Ipv4Addr> {
 }
 
 fn lowest_free(given: &HashMap<Option<String>, Ipv4Addr>) -> Option<Ipv4Addr> {
-    (1..ADDRESSES).map(|host| Ipv4Addr::from(NETWORK | host)).find(|address| !given.values().any(|taken| taken == address))
+    (1..ADDRESSES)
+        .map(|host| Ipv4Addr::from(NETWORK | host))
+        .find(|address| !given.values().any(|taken| taken == address))
 }
 
 async fn publish(client: &Client, service: &Service, ingress: &serde_json::Value) -> Result<()> {

@@ -28,8 +28,8 @@ use kube::{Api, Client, Config};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
-pub use certificates::{kubeconfig, write_private};
 use certificates::Certificates;
+pub use certificates::{kubeconfig, write_private};
 pub use loadbalancer::run as run_load_balancer;
 use network::Network;
 use process::Process;
@@ -139,6 +139,11 @@ impl Cluster {
         command.status().with_context(|| format!("cannot start {program}"))
     }
 
+    /// A command that runs inside.
+    pub fn command(&self, program: &str) -> Command {
+        self.network.command(program)
+    }
+
     /// What a program inside needs to find the cluster.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let path = std::env::var("PATH").unwrap_or_default();
@@ -159,13 +164,15 @@ impl Cluster {
             // One thread: a pool's other threads would have been made outside.
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work())
         };
-        std::thread::scope(|scope| scope.spawn(on_thread).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        std::thread::scope(|scope| scope.spawn(on_thread).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// A client with an administrator's rights; it works inside.
     pub async fn client(&self) -> Result<Client> {
         let file = self.certificates.file("admin.kubeconfig");
-        let kubeconfig = Kubeconfig::read_from(&file).with_context(|| format!("cannot read {file}; is the cluster up?"))?;
+        let kubeconfig =
+            Kubeconfig::read_from(&file).with_context(|| format!("cannot read {file}; is the cluster up?"))?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(Client::try_from(config)?)
     }
@@ -182,7 +189,12 @@ impl Cluster {
 
     /// Makes an image known to the node.
     pub fn import(&self, archive: &Path) -> Result<()> {
-        run(self.network.command("ctr").args(["--address", &self.containerd_socket(), "--namespace", "k8s.io"]).args(["images", "import"]).arg(archive))?;
+        run(self
+            .network
+            .command("ctr")
+            .args(["--address", &self.containerd_socket(), "--namespace", "k8s.io"])
+            .args(["images", "import"])
+            .arg(archive))?;
         Ok(())
     }
 

@@ -60,8 +60,9 @@ impl Network {
     /// Moves the calling thread inside, and with it whatever it starts from now on.
     pub fn enter(&self) -> Result<()> {
         let file = File::open(&self.file).context("the cluster is not up; start it with `cargo cluster up`")?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .context("cannot enter the cluster's network; is this root, and is the cluster up? `cargo cluster status` says")
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).context(
+            "cannot enter the cluster's network; is this root, and is the cluster up? `cargo cluster status` says",
+        )
     }
 
     fn ip(&self, arguments: &[&str]) -> Result<()> {

@@ -28,7 +28,9 @@ impl Cluster {
             "etcd" => vec![format!("--data-dir={}", self.file("etcd"))],
             "kube-apiserver" => self.apiserver()?,
             "kube-controller-manager" => self.controller_manager(),
-            "kube-scheduler" => vec![self.kubeconfig_flag(name), "--leader-elect=false".into(), "--secure-port=0".into()],
+            "kube-scheduler" => {
+                vec![self.kubeconfig_flag(name), "--leader-elect=false".into(), "--secure-port=0".into()]
+            }
             "kubelet" => self.kubelet()?,
             "kube-proxy" => self.proxy(),
             "containerd" => return self.containerd(),

@@ -40,7 +40,9 @@ fn ensure_packages() -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("missing on this machine: {names} (names of Debian packages); this is not Debian, install them by hand");
     }
-    install(&missing).map_err(|error| error.context(format!("cannot install {names}; by hand: apt-get update && apt-get install {names}")))
+    install(&missing).map_err(|error| {
+        error.context(format!("cannot install {names}; by hand: apt-get update && apt-get install {names}"))
+    })
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -59,6 +61,8 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
 pub fn ensure_go() -> Result<()> {
     match Command::new("go").arg("version").output() {
         Ok(output) if output.status.success() => Ok(()),
-        _ => bail!("missing on this machine: go 1.26 or newer, which builds the cluster's Kubernetes; install it and put it on PATH"),
+        _ => bail!(
+            "missing on this machine: go 1.26 or newer, which builds the cluster's Kubernetes; install it and put it on PATH"
+        ),
     }
 }

@@ -93,7 +93,8 @@ impl Image {
 
     /// A folder that no entry names would belong to root alone.
     fn folders_above(&mut self, path: &str) -> Result<()> {
-        let above: Vec<&Path> = Path::new(path).ancestors().skip(1).filter(|folder| folder.parent().is_some()).collect();
+        let above: Vec<&Path> =
+            Path::new(path).ancestors().skip(1).filter(|folder| folder.parent().is_some()).collect();
         for folder in above.into_iter().rev() {
             if self.folders.insert(folder.to_owned()) {
                 self.layer.append_data(&mut header(EntryType::Directory, 0o755), folder, std::io::empty())?;
