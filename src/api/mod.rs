@@ -1,6 +1,7 @@
 //! The wire nouns: what users write and read through the Kubernetes API. The only room that knows serde
 //! attributes of custom resources, schemas and CEL.
 
+pub mod condition;
 pub mod dataplane;
 pub mod gateplugin;
 pub mod promotion;

@@ -1,6 +1,11 @@
 //! How long to wait after an error, per object.
 
-use std::{collections::HashMap, hash::Hash, sync::Mutex, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::{BuildHasher, Hash},
+    sync::Mutex,
+    time::Duration,
+};
 
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(60);
@@ -29,6 +34,13 @@ impl<K: Hash + Eq> Backoff<K> {
     pub fn succeeded(&self, key: &K) {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
     }
+}
+
+/// Some number between 0 and 1, for [`Backoff::failed`]. From the seed of a hasher: spreading retries needs no better
+/// source of randomness than the one the standard library has.
+#[must_use]
+pub fn jitter() -> f64 {
+    f64::from(RandomState::new().hash_one(0_u8) as u32) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

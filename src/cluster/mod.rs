@@ -2,4 +2,8 @@
 
 pub mod backoff;
 pub mod cache;
+pub mod scope;
+pub mod status;
 pub mod writer;
+
+pub use scope::Scope;

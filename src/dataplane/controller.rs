@@ -7,7 +7,6 @@ use kube::{
     Client,
     runtime::{
         controller::{Action, Config, Controller},
-        events::{Recorder, Reporter},
         reflector::ObjectRef,
     },
 };
@@ -97,9 +96,7 @@ pub async fn start(
             }
         }
     };
-    let reporter = Reporter { controller: "sluice.dev/operator".into(), instance: Some(host.clone()) };
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
         writes: Writes::default(),
         trials: Jobs::new(wake.clone()),
         connections: Jobs::new(wake),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::{
     Client, ResourceExt,
-    runtime::{controller::Action, events::Recorder, reflector::ObjectRef},
+    runtime::{controller::Action, reflector::ObjectRef},
 };
 
 use super::{
@@ -41,8 +41,6 @@ pub struct Context {
     pub trials: Jobs<TrialKey, Report>,
     /// Preview Services being asked for a connection.
     pub connections: Jobs<ConnectionKey, Connection>,
-    /// Publishes Events.
-    pub recorder: Recorder,
     /// This process, in evidence.
     pub host: String,
     /// Whether images need a version that is known to work.
@@ -100,7 +98,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     apply::converge(&writer, &observed, &planned).await.map_err(Error::Converge)?; // writes
     jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits
     publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
-    publish::tell(&ctx.recorder, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await; // writes
+    publish::tell(&ctx.client, &ctx.host, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await; // writes
 
     ctx.backoff.succeeded(&ObjectRef::from_obj(dataplane.as_ref()));
     Ok(plan.again.map_or_else(Action::await_change, |at| {

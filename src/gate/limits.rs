@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use wasmtime::{Result, ResourceLimiterAsync};
+use wasmtime::{ResourceLimiterAsync, Result};
 
 /// Instances, memories and tables of one store. The pool bounds what one component may have; this bounds what
 /// a store could be talked into.

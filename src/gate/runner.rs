@@ -180,7 +180,8 @@ impl Shared {
         let size = bytes.len();
         let this = Arc::clone(&self);
         let fitted = tokio::task::spawn_blocking(move || plugin::fit(this.sandbox.engine(), &bytes)).await;
-        let fitted = fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the compiler failed: {error}"))))?;
+        let fitted =
+            fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the compiler failed: {error}"))))?;
 
         let described = self.describe(&fitted.pre, &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
@@ -193,13 +194,8 @@ impl Shared {
             summary: text::cut(&described.summary, SUMMARY),
             settings_schema,
         };
-        let loaded = Loaded {
-            digest: digest.clone(),
-            size,
-            contract: fitted.contract,
-            imports: fitted.imports,
-            description,
-        };
+        let loaded =
+            Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
         let plugin = Arc::new(Plugin { pre: fitted.pre, schema, loaded: loaded.clone() });
         self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
         Ok(loaded)

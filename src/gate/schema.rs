@@ -98,7 +98,10 @@ fn expanded<'a>(root: &'a Value, node: &'a Value, open: &mut Vec<&'a str>, count
                         count
                     }
                     // Other ways to refer; no generator of schemas for settings needs them.
-                    ("$dynamicRef" | "$recursiveRef" | "$id" | "id" | "$anchor" | "$dynamicAnchor", Value::String(_)) => {
+                    (
+                        "$dynamicRef" | "$recursiveRef" | "$id" | "id" | "$anchor" | "$dynamicAnchor",
+                        Value::String(_),
+                    ) => {
                         return Err(format!("the settings schema uses {name}, which is not taken"));
                     }
                     _ => expanded(root, value, open, count)?,

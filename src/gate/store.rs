@@ -97,8 +97,7 @@ pub(super) async fn run<T>(
         Err(_) => Err(error(Blame::Timeout, format!("did not end within {} ms", limit.as_millis()))),
     };
     let State { record, memory, .. } = store.into_data();
-    let cost =
-        Cost { cpu: meter.spent(), wall: began.elapsed(), memory: memory.peak(), requests: record.requests };
+    let cost = Cost { cpu: meter.spent(), wall: began.elapsed(), memory: memory.peak(), requests: record.requests };
     Ran { answer, record, cost }
 }
 

@@ -256,6 +256,8 @@ pub struct Denial {
     /// What the guest wrote, cut and with control characters escaped.
     pub target: String,
     /// How often.
+    // An API server warns of the format `uint32` wherever it meets one.
+    #[schemars(extend("format" = "int64"))]
     pub count: u32,
 }
 

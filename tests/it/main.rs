@@ -1,1 +1,3 @@
-//! x
+//! What needs more than one room of the house.
+
+mod gate;

@@ -124,7 +124,6 @@ fn wrap(gate: &str, target: &Path, components: &Path) -> Result<Built> {
     let component = ComponentEncoder::default()
         .module(&bytes)
         .and_then(|encoder| encoder.validate(true).encode())
-        .map_err(anyhow::Error::from)
         .with_context(|| format!("{} is not a gate", module.display()))?;
     let path = components.join(gate).with_extension("wasm");
     // Written beside and renamed, so that a test that reads meanwhile sees a whole file.

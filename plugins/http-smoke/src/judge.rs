@@ -62,10 +62,10 @@ pub fn failures(made: &[Made<'_>]) -> usize {
 /// others do is a bad endpoint.
 pub fn judge(made: &[Made<'_>], limits: Latency) -> Result<Verdict, Trouble> {
     for made in made {
-        if let Err(failure) = &made.result {
-            if matches!(failure.kind.as_str(), "denied" | "invalid" | "budget") {
-                return Err(Trouble::lasting(format!("{}: {}", asked(made), failure.message)));
-            }
+        if let Err(failure) = &made.result
+            && matches!(failure.kind.as_str(), "denied" | "invalid" | "budget")
+        {
+            return Err(Trouble::lasting(format!("{}: {}", asked(made), failure.message)));
         }
     }
     let heard = made.iter().any(|made| !made.result.as_ref().is_err_and(is_unreachable));
@@ -142,21 +142,21 @@ fn lacks(condition: &Condition, values: &[Value]) -> Option<String> {
         Some(false) if !values.is_empty() => return Some(format!("{}, expected to be absent", got())),
         _ => {}
     }
-    if let Some(wanted) = equals {
-        if !any(&|value| value == wanted) {
-            return Some(format!("{}, expected {}", got(), quote(&text(wanted))));
-        }
+    if let Some(wanted) = equals
+        && !any(&|value| value == wanted)
+    {
+        return Some(format!("{}, expected {}", got(), quote(&text(wanted))));
     }
-    if let Some(wanted) = contains {
-        if !any(&|value| text(value).contains(wanted.as_str())) {
-            return Some(format!("{}, expected to contain {}", got(), quote(wanted)));
-        }
+    if let Some(wanted) = contains
+        && !any(&|value| text(value).contains(wanted.as_str()))
+    {
+        return Some(format!("{}, expected to contain {}", got(), quote(wanted)));
     }
-    if let Some(wanted) = matches {
-        // Settings were validated: an expression that does not compile matches nothing.
-        if !Regex::new(wanted).is_ok_and(|wanted| any(&|value| wanted.is_match(&text(value)))) {
-            return Some(format!("{}, expected to match {}", got(), quote(wanted)));
-        }
+    // Settings were validated: an expression that does not compile matches nothing.
+    if let Some(wanted) = matches
+        && !Regex::new(wanted).is_ok_and(|wanted| any(&|value| wanted.is_match(&text(value))))
+    {
+        return Some(format!("{}, expected to match {}", got(), quote(wanted)));
     }
     None
 }
@@ -246,7 +246,9 @@ mod tests {
 
     #[test]
     fn a_fault_of_the_server_fails_and_the_message_says_where_got_and_expected() {
-        let Ok(Verdict::Fail(reason)) = judged(&Check::default(), Ok(response(500, "", 3.0))) else { panic!("no fail") };
+        let Ok(Verdict::Fail(reason)) = judged(&Check::default(), Ok(response(500, "", 3.0))) else {
+            panic!("no fail")
+        };
         assert_eq!(reason.code, "UnexpectedStatus");
         assert_eq!(reason.message, "GET / on pod-a: status 500, expected below 500");
     }

@@ -2,8 +2,8 @@
 //!
 //! `settings` is what a user may set, `judge` decides from answers, and here the requests are made.
 
-mod judge;
-mod settings;
+pub mod judge;
+pub mod settings;
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How a request without an endpoint is called in messages.
 const SERVICE: &str = "the Service";
 
-/// The gate.
-struct HttpSmoke;
+/// The gate. See `schema.json` for its settings.
+pub struct HttpSmoke;
 
 impl Gate for HttpSmoke {
     type Settings = Settings;
@@ -101,8 +101,10 @@ fn request(settings: &Settings, check: &Check, endpoint: Option<&str>) -> Reques
 /// Asks those again that refused the connection.
 fn ask_again(settings: &Settings, made: &mut [Made<'_>]) {
     for _ in 0..RETRIES {
-        let refused: Vec<_> =
-            made.iter_mut().filter(|made| made.result.as_ref().is_err_and(|failure| failure.kind == "connect")).collect();
+        let refused: Vec<_> = made
+            .iter_mut()
+            .filter(|made| made.result.as_ref().is_err_and(|failure| failure.kind == "connect"))
+            .collect();
         if refused.is_empty() {
             return;
         }

@@ -178,10 +178,10 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (position, check) in settings.checks.iter().enumerate() {
         let expect = format!("/checks/{position}/expect");
-        if let Status::Range { from, to } = check.expect.status {
-            if from > to {
-                problem(&mut problems, format!("{expect}/status"), format!("{from} is above {to}"));
-            }
+        if let Status::Range { from, to } = check.expect.status
+            && from > to
+        {
+            problem(&mut problems, format!("{expect}/status"), format!("{from} is above {to}"));
         }
         for (part, conditions) in [("headers", &check.expect.headers), ("body", &check.expect.body)] {
             for (name, condition) in conditions {

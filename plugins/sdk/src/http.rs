@@ -94,11 +94,14 @@ impl Request {
     }
 }
 
+/// What the host takes in one call.
+const BATCH: usize = 1_000;
+
 /// Sends all `requests`, at most `concurrency` at a time. The answers come in the order of the requests.
 #[must_use]
 pub fn send_all(requests: impl IntoIterator<Item = Request>, concurrency: u16) -> Vec<Result<Response, Failure>> {
     let requests: Vec<Wire> = requests.into_iter().map(|request| request.0).collect();
-    probe::send(&requests, concurrency)
+    requests.chunks(BATCH).flat_map(|batch| probe::send(batch, concurrency)).collect()
 }
 
 impl Response {

@@ -75,7 +75,12 @@ use bindings::{exports::sluice::gate::evaluator::Guest, sluice::gate::trial};
 
 /// The contract, as the generator of bindings writes it.
 #[doc(hidden)]
-#[allow(missing_docs, unsafe_code, clippy::all, reason = "generated: values are lifted and lowered by hand-laid pointers")]
+#[allow(
+    missing_docs,
+    unsafe_code,
+    clippy::all,
+    reason = "generated: values are lifted and lowered by hand-laid pointers"
+)]
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../../wit",
@@ -115,7 +120,7 @@ macro_rules! export {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             type Exported = $crate::Exported<$gate>;
-            $crate::bindings::export_component!(Exported with_types_in $crate::bindings);
+    $crate::bindings::export_component!(Exported with_types_in $crate::bindings);
         };
     };
 }

@@ -2,9 +2,9 @@
 //! a commit is on record before the spec is frozen for it, and nobody is told of what is not yet true.
 
 use kube::{
-    Resource, ResourceExt,
+    Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder},
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
 
@@ -40,7 +40,11 @@ pub async fn publish(
 }
 
 /// Tells people what changed. An Event that is lost loses nothing: everything in it is also in a status.
-pub async fn tell(recorder: &Recorder, dataplane: &DataPlane, notes: &[Note]) {
+pub async fn tell(client: &Client, host: &str, dataplane: &DataPlane, notes: &[Note]) {
+    // A recorder of its own for each pass: one that lives on counts Events of the same reason as one, under the first
+    // message, and ours are said once and differ in their message.
+    let reporter = Reporter { controller: "sluice.dev/operator".into(), instance: Some(host.to_owned()) };
+    let recorder = Recorder::new(client.clone(), reporter);
     for Note { warning, reason, message } in notes {
         let event = Event {
             type_: if *warning { EventType::Warning } else { EventType::Normal },

@@ -255,6 +255,7 @@ fn say(intent: &Intent, plan: &Plan) -> String {
         |promotion| promotion.revision.to_string(),
     );
     match plan.reason {
+        Reason::Progressing if plan.phase == Phase::Founding => format!("starting revision {revision}"),
         Reason::Progressing => format!("starting the preview of revision {revision}"),
         Reason::WaitingForChange => "at rest".into(),
         Reason::AwaitingPromotion => format!("revision {revision} may be promoted and waits for approval"),

@@ -329,7 +329,8 @@ mod tests {
 
     #[test]
     fn headers_of_the_connection_and_broken_ones_are_refused() {
-        let with = |name: &str, value: &str| checked(Request { headers: vec![(name.into(), value.into())], ..request() });
+        let with =
+            |name: &str, value: &str| checked(Request { headers: vec![(name.into(), value.into())], ..request() });
         assert_eq!(with("X-Trace", "a b").unwrap().headers["x-trace"], "a b");
         for name in CONNECTION_HEADERS.into_iter().chain(["Host", "Transfer-Encoding", "a b", "", "a:b", "x\r\ny"]) {
             assert!(matches!(with(name, "1"), Err(Refusal::Invalid(_))), "{name:?}");

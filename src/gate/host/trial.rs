@@ -194,7 +194,11 @@ impl Host for State {
     async fn valid_for(&mut self, milliseconds: u32) -> Result<()> {
         self.enter().await?;
         // Said aloud instead of ignored: the gate's author counts on it.
-        self.note("warn", "evidence does not expire in this version", &[("milliseconds".into(), milliseconds.to_string())]);
+        self.note(
+            "warn",
+            "evidence does not expire in this version",
+            &[("milliseconds".into(), milliseconds.to_string())],
+        );
         Ok(())
     }
 

@@ -1,0 +1,41 @@
+//! Writes the status of an object, where it differs from what is observed.
+
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    core::NamespaceResourceScope,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt::Debug;
+
+use crate::model::names::FIELD_MANAGER;
+
+/// Applies `wanted` as the status of `object` if `observed` differs. True if it was written.
+///
+/// An object that is gone, or was replaced by another one of its name, is no error: nobody is left to read it.
+///
+/// # Errors
+/// Whatever else the API server answers.
+pub async fn publish<K, S>(client: &Client, object: &K, observed: Option<&S>, wanted: &S) -> Result<bool, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    S: Serialize + PartialEq,
+{
+    if observed == Some(wanted) {
+        return Ok(false);
+    }
+    let name = object.name_any();
+    let body = serde_json::json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        // With the UID, a namesake that was created meanwhile refuses a status that is not its own.
+        "metadata": { "name": name, "uid": object.meta().uid },
+        "status": wanted,
+    });
+    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),
+        Err(error) => Err(error),
+    }
+}

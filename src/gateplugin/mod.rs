@@ -1,0 +1,22 @@
+//! The corridor of a `GatePlugin`: fetch -> unpack -> load -> status.
+//!
+//! ```text
+//! controller   watches GatePlugins, and ConfigMaps without their data; backoff; housekeeping
+//! reconcile    the pass, on one screen
+//! source       PURE   ConfigMap -> the bytes of a component, or why there are none
+//! library      what the gate host holds, by digest; each component is loaded once and let go when nobody needs it
+//! installed    what this process can run: the only answer other controllers may trust
+//! status       PURE   what came of a pass -> GatePluginStatus
+//! ```
+
+mod controller;
+mod installed;
+mod library;
+mod reconcile;
+mod source;
+mod status;
+
+pub use controller::{Pinned, Setup, run};
+pub use installed::{Installed, InstalledState, Key};
+pub use library::Library;
+pub use source::SourceError;

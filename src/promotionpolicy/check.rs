@@ -1,0 +1,209 @@
+//! PURE. A policy and what is installed -> what is wrong with it, and what only its plugins can tell.
+
+use kube::core::Selector;
+
+use crate::{
+    api::promotionpolicy::{Gate, PromotionPolicySpec},
+    gateplugin::InstalledState,
+    model::{
+        duration,
+        trial::{Digest, Outcome, Problem},
+    },
+};
+
+/// What kind of wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wrong {
+    InvalidSelector,
+    InvalidDuration,
+    PluginNotFound,
+    PluginNotReady,
+    InvalidSettings,
+}
+
+impl Wrong {
+    /// The reason of the condition.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::InvalidSelector => "InvalidSelector",
+            Self::InvalidDuration => "InvalidDuration",
+            Self::PluginNotFound => "PluginNotFound",
+            Self::PluginNotReady => "PluginNotReady",
+            Self::InvalidSettings => "InvalidSettings",
+        }
+    }
+}
+
+/// One thing that is wrong with a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) wrong: Wrong,
+    /// Where: `spec.gates[smoke].settings/checks/0/path`.
+    pub(super) at: String,
+    pub(super) message: String,
+}
+
+/// Settings of a gate that its plugin has to judge.
+#[derive(Debug, PartialEq)]
+pub(super) struct Question<'policy> {
+    pub(super) gate: &'policy Gate,
+    pub(super) digest: Digest,
+}
+
+/// What a policy looks like before its plugins were asked.
+#[derive(Debug, PartialEq)]
+pub(super) enum Checked<'policy> {
+    /// A plugin is being loaded: nothing is said before that is over.
+    TooEarly,
+    /// Wrong without asking anybody, and what to ask.
+    Looked { findings: Vec<Finding>, questions: Vec<Question<'policy>> },
+}
+
+/// Looks at everything that needs no plugin. `installed` answers for a plugin of the policy's namespace by name.
+pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> InstalledState) -> Checked<'_> {
+    let mut findings = Vec::new();
+    let mut questions = Vec::new();
+    if let Err(error) = Selector::try_from(spec.selector.clone()) {
+        findings.push(Finding {
+            wrong: Wrong::InvalidSelector,
+            at: "spec.selector".into(),
+            message: error.to_string(),
+        });
+    }
+    for gate in &spec.gates {
+        for (field, text) in
+            [("timeout", &gate.timeout), ("retryBackoff", &gate.retry_backoff), ("deadline", &gate.deadline)]
+        {
+            if let Err(message) = duration::parse(text) {
+                findings.push(Finding { wrong: Wrong::InvalidDuration, at: at(gate, field), message });
+            }
+        }
+        let plugin = &gate.plugin_ref.name;
+        match installed(plugin) {
+            InstalledState::Loading => return Checked::TooEarly,
+            InstalledState::Absent => findings.push(Finding {
+                wrong: Wrong::PluginNotFound,
+                at: at(gate, "pluginRef/name"),
+                message: format!("there is no GatePlugin {plugin:?} in this namespace"),
+            }),
+            InstalledState::Failed { reason, message } => findings.push(Finding {
+                wrong: Wrong::PluginNotReady,
+                at: at(gate, "pluginRef/name"),
+                message: format!("GatePlugin {plugin:?} is not ready, {reason}: {message}"),
+            }),
+            InstalledState::Ready { digest } => questions.push(Question { gate, digest }),
+        }
+    }
+    Checked::Looked { findings, questions }
+}
+
+/// What the plugin of `gate` said about its settings.
+pub(super) fn answered(gate: &Gate, answer: Result<Vec<Problem>, Outcome>) -> Vec<Finding> {
+    match answer {
+        Ok(problems) => problems
+            .into_iter()
+            .map(|problem| Finding {
+                wrong: Wrong::InvalidSettings,
+                at: at(gate, "settings") + &problem.pointer,
+                message: problem.message,
+            })
+            .collect(),
+        Err(outcome) => {
+            let message = match outcome {
+                Outcome::Error { blame, message, .. } => format!("{}: {message}", blame.code()),
+                // A door that confuses settings with a candidate has not judged the settings.
+                Outcome::Pass(reason)
+                | Outcome::Fail(reason)
+                | Outcome::Inconclusive(reason)
+                | Outcome::Wait { reason, .. } => format!("it gave a verdict instead: {}", reason.message),
+            };
+            let message = format!("GatePlugin {:?} could not judge the settings, {message}", gate.plugin_ref.name);
+            vec![Finding { wrong: Wrong::PluginNotReady, at: at(gate, "settings"), message }]
+        }
+    }
+}
+
+fn at(gate: &Gate, field: &str) -> String {
+    format!("spec.gates[{}].{field}", gate.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::trial::Blame;
+    use serde_json::json;
+
+    fn spec(change: serde_json::Value) -> PromotionPolicySpec {
+        let mut gate = json!({"name": "smoke", "pluginRef": {"name": "http-smoke"}});
+        for (field, value) in change.as_object().expect("an object") {
+            gate[field] = value.clone();
+        }
+        serde_json::from_value(json!({"selector": {}, "gates": [gate]})).expect("a policy")
+    }
+
+    fn ready(_: &str) -> InstalledState {
+        InstalledState::Ready { digest: Digest::of(b"x") }
+    }
+
+    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> InstalledState) -> Vec<(Wrong, String)> {
+        match look(spec, installed) {
+            Checked::Looked { findings, .. } => {
+                findings.into_iter().map(|finding| (finding.wrong, finding.at)).collect()
+            }
+            Checked::TooEarly => panic!("too early"),
+        }
+    }
+
+    #[test]
+    fn a_good_policy_leaves_one_question_for_each_gate() {
+        let spec = spec(json!({}));
+        let Checked::Looked { findings, questions } = look(&spec, ready) else { panic!("too early") };
+        assert_eq!((findings.len(), questions.len()), (0, 1));
+        assert_eq!((questions[0].gate.name.as_str(), &questions[0].digest), ("smoke", &Digest::of(b"x")));
+    }
+
+    #[test]
+    fn each_duration_is_named_by_its_field() {
+        for field in ["timeout", "retryBackoff", "deadline"] {
+            let spec = spec(json!({ field: "30s1m" }));
+            assert_eq!(findings(&spec, ready), [(Wrong::InvalidDuration, format!("spec.gates[smoke].{field}"))]);
+        }
+    }
+
+    #[test]
+    fn an_operator_no_selector_has_is_refused() {
+        let mut spec = spec(json!({}));
+        spec.selector = serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Near"}]}))
+            .expect("a selector");
+        assert_eq!(findings(&spec, ready), [(Wrong::InvalidSelector, "spec.selector".into())]);
+    }
+
+    #[test]
+    fn a_plugin_is_absent_or_broken_or_not_there_yet() {
+        let spec = spec(json!({}));
+        let at = "spec.gates[smoke].pluginRef/name".to_owned();
+        assert_eq!(findings(&spec, |_| InstalledState::Absent), [(Wrong::PluginNotFound, at.clone())]);
+        let failed = |_: &str| InstalledState::Failed { reason: "BadGzip".into(), message: String::new() };
+        assert_eq!(findings(&spec, failed), [(Wrong::PluginNotReady, at)]);
+        assert_eq!(look(&spec, |_| InstalledState::Loading), Checked::TooEarly);
+    }
+
+    #[test]
+    fn problems_of_settings_point_into_the_policy() {
+        let spec = spec(json!({}));
+        let problem = Problem { pointer: "/checks/0/path".into(), message: "must start with /".into() };
+        let found = answered(&spec.gates[0], Ok(vec![problem]));
+        assert_eq!(found[0].wrong, Wrong::InvalidSettings);
+        assert_eq!(found[0].at, "spec.gates[smoke].settings/checks/0/path");
+        assert_eq!(answered(&spec.gates[0], Ok(vec![])), []);
+    }
+
+    #[test]
+    fn settings_that_nobody_could_judge_are_not_accepted() {
+        let spec = spec(json!({}));
+        let trap = Outcome::Error { blame: Blame::Trap, message: "unreachable".into(), retry: true };
+        let found = answered(&spec.gates[0], Err(trap));
+        assert_eq!(found[0].wrong, Wrong::PluginNotReady);
+        assert!(found[0].message.contains("Trap: unreachable"), "{}", found[0].message);
+    }
+}

@@ -1,0 +1,66 @@
+//! One pass over a `PromotionPolicy`.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{Client, ResourceExt, runtime::controller::Action};
+
+use super::{
+    check::{self, Checked},
+    status,
+};
+use crate::{
+    api::PromotionPolicy,
+    cluster::{self, backoff::Backoff},
+    gate::GateHost,
+    gateplugin::{Installed, Key},
+    telemetry::Metrics,
+};
+
+/// The kind, in logs and metrics.
+pub(super) const KIND: &str = "PromotionPolicy";
+
+/// A plugin that could not judge settings is asked again, in case it was short of time or memory.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// What every pass needs.
+pub(super) struct Context {
+    pub(super) client: Client,
+    pub(super) host: Arc<dyn GateHost>,
+    pub(super) installed: Installed,
+    pub(super) backoff: Backoff<(String, String)>,
+    pub(super) metrics: Metrics,
+}
+
+/// Why a pass has to be made again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("failed to write the status")]
+    Publish(#[source] kube::Error),
+}
+
+/// check -> ask the plugins -> status.
+pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let (namespace, name) = name_of(&policy);
+    let installed = |plugin: &str| ctx.installed.get(&Key::new(&namespace, plugin));
+    let Checked::Looked { mut findings, questions } = check::look(&policy.spec, installed) else {
+        return Ok(Action::await_change());
+    };
+    let mut unanswered = false;
+    for question in questions {
+        let answer = ctx.host.validate(&question.digest, &question.gate.settings).await;
+        unanswered |= answer.is_err();
+        findings.extend(check::answered(question.gate, answer));
+    }
+
+    let status = status::report(&policy, &findings, Timestamp::now());
+    if cluster::status::publish(&ctx.client, &*policy, policy.status.as_ref(), &status).await.map_err(Error::Publish)? {
+        ctx.metrics.wrote(KIND);
+    }
+    ctx.backoff.succeeded(&(namespace, name));
+    Ok(if unanswered { Action::requeue(ASK_AGAIN) } else { Action::await_change() })
+}
+
+pub(super) fn name_of(policy: &PromotionPolicy) -> (String, String) {
+    (policy.namespace().unwrap_or_default(), policy.name_any())
+}

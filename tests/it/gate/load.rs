@@ -1,0 +1,133 @@
+//! What is a plugin and what is not.
+
+use bytes::Bytes;
+use serde_json::json;
+use sluice::{
+    gate::{GateHost as _, LocalGateHost},
+    model::trial::{Blame, Digest, LoadError},
+};
+
+use super::{assert_blames, assert_passes, component, contract, fixture, host, module, run, trial};
+
+/// Refused with this reason, and the host goes on.
+async fn refused(host: &LocalGateHost, bytes: Bytes) -> LoadError {
+    let digest = Digest::of(&bytes);
+    let error = host.load(bytes).await.expect_err("bytes that are no plugin");
+    assert_blames(&host.run(trial(&digest)).await, Blame::PluginNotReady);
+    assert_passes(&run(host, fixture("good", &[]), |_| {}).await);
+    error
+}
+
+#[tokio::test]
+async fn a_plugin_is_described_by_its_bytes() {
+    let bytes = fixture("log_loop", &[("rounds", "1")]);
+    let host = host();
+    let loaded = host.load(bytes.clone()).await.unwrap();
+    assert_eq!(loaded.digest, Digest::of(&bytes));
+    assert_eq!(loaded.size, bytes.len());
+    assert_eq!(loaded.contract, "sluice:gate@0.1.0");
+    assert_eq!(loaded.imports, ["sluice:gate/trial@0.1.0", "sluice:gate/probe@0.1.0"]);
+    assert_eq!((loaded.description.name.as_str(), loaded.description.version.as_str()), ("fixture", "1"));
+    assert_eq!(host.load(bytes).await.unwrap(), loaded);
+}
+
+#[tokio::test]
+async fn an_unloaded_plugin_is_not_run() {
+    let host = host();
+    let digest = host.load(fixture("good", &[])).await.unwrap().digest;
+    assert_passes(&host.run(trial(&digest)).await);
+    host.unload(&digest).await;
+    assert_blames(&host.run(trial(&digest)).await, Blame::PluginNotReady);
+    assert!(host.validate(&digest, &json!({})).await.is_err());
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_component_are_refused() {
+    let host = host();
+    let module = wat::parse_str("(module)").unwrap();
+    for bytes in [Bytes::new(), Bytes::from_static(b"#!/bin/sh"), b"(component)".as_slice().into(), module.into()] {
+        let error = refused(&host, bytes).await;
+        assert!(matches!(error, LoadError::NotAComponent(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_precompiled_artifact_is_refused_whatever_it_holds() {
+    let engine = wasmtime::Engine::default();
+    let artifact = engine.precompile_component(&wat::parse_str("(component)").unwrap()).unwrap();
+    let error = refused(&host(), artifact.into()).await;
+    assert_eq!(error, LoadError::NotAComponent("it is precompiled".into()));
+}
+
+#[tokio::test]
+async fn more_bytes_than_a_plugin_may_have_are_refused_unread() {
+    let error = refused(&host(), vec![0; (32 << 20) + 1].into()).await;
+    assert!(matches!(error, LoadError::TooLarge(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_component_that_needs_more_than_the_pool_has_is_refused_with_numbers() {
+    let modules: String =
+        (0..17).map(|number| format!("(core module $m{number}) (core instance (instantiate $m{number}))")).collect();
+    let error = refused(&host(), wat::parse_str(format!("(component {modules})")).unwrap().into()).await;
+    let LoadError::TooLarge(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("17") && message.contains("16"), "{message}");
+}
+
+#[tokio::test]
+async fn a_component_without_an_evaluator_is_refused() {
+    let error = refused(&host(), wat::parse_str("(component)").unwrap().into()).await;
+    let wanted = LoadError::UnsupportedContract { supported: "sluice:gate@0.1".into(), found: "nothing".into() };
+    assert_eq!(error, wanted);
+}
+
+#[tokio::test]
+async fn another_version_of_the_contract_is_refused_with_both_versions() {
+    let other = |text: String| text.replace("0.1.0", "0.2.0");
+    let error = refused(&host(), component(&other(module("good", &[])), &other(contract()))).await;
+    let LoadError::UnsupportedContract { supported, found } = error else { panic!("{error:?}") };
+    assert_eq!((supported.as_str(), found.as_str()), ("sluice:gate@0.1", "sluice:gate/evaluator@0.2.0"));
+}
+
+#[tokio::test]
+async fn an_evaluator_of_another_shape_is_refused() {
+    let contract = contract().replace("describe: func() -> description", "describe: func() -> list<description>");
+    let error = refused(&host(), component(&module("good", &[]), &contract)).await;
+    let LoadError::BadDescription(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("expected `record` found `list`"), "{message}");
+}
+
+#[tokio::test]
+async fn a_plugin_that_needs_metrics_is_told_that_there_are_none() {
+    let import = r#"(module (import "sluice:gate/metrics@0.1.0" "query" (func $query (param i32 i32 i32 i32 i32)))"#;
+    let module = module("metrics", &[]).replacen("(module", import, 1);
+    let error = refused(&host(), component(&module, &contract())).await;
+    assert_eq!(error, LoadError::UnsupportedImport("sluice:gate/metrics@0.1.0".into()));
+}
+
+#[tokio::test]
+async fn a_function_newer_than_this_host_is_refused_by_name() {
+    let contract = contract().replace("remaining: func() -> f64;", "remaining: func() -> f64; mood: func() -> f64;");
+    let module = module("instruction", &[("instruction", "(drop (call $mood))")]).replacen(
+        "(module",
+        r#"(module (import "sluice:gate/trial@0.1.0" "mood" (func $mood (result f64)))"#,
+        1,
+    );
+    let error = refused(&host(), component(&module, &contract)).await;
+    let LoadError::UnsupportedImport(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("mood"), "{message}");
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_describe_itself_in_time_is_refused() {
+    let error = refused(&host(), fixture("good", &[("describe", "(loop $again (br $again))")])).await;
+    let LoadError::BadDescription(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("CpuBudgetExceeded"), "{message}");
+}
+
+#[tokio::test]
+async fn a_plugin_whose_schema_is_none_is_refused() {
+    let module = module("good", &[]).replace("fixture1{}", "fixture1[]");
+    let error = refused(&host(), component(&module, &contract())).await;
+    assert!(matches!(error, LoadError::BadDescription(_)), "{error:?}");
+}

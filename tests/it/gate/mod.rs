@@ -1,0 +1,125 @@
+//! The gate host against guests that behave and guests that do not. Needs no cluster.
+
+mod hostile;
+mod load;
+mod smoke;
+mod targets;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sluice::{
+    gate::{Capacity, GateHost as _, LocalGateHost},
+    model::trial::{Blame, Digest, Endpoint, Limits, Loaded, Moment, Outcome, Report, Scheme, Target, Trial},
+};
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// Far beyond what anything here takes: reached only by a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A host with room for four trials on two threads.
+fn host() -> LocalGateHost {
+    let capacity = Capacity { trials: 4.try_into().unwrap(), threads: 2.try_into().unwrap() };
+    LocalGateHost::start(capacity).expect("a gate host")
+}
+
+/// The contract as it is.
+fn contract() -> String {
+    fs::read_to_string(root().join("wit/gate.wit")).unwrap()
+}
+
+/// The text of a fixture between the preamble and the end, with its `{{words}}` filled in.
+fn module(name: &str, words: &[(&str, &str)]) -> String {
+    let folder = root().join("tests/fixtures/gates");
+    let read = |file: PathBuf| fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let preamble = read(folder.join("preamble.wat"));
+    let body = read(folder.join(name).with_extension("wat"));
+    let mut text = format!("(module {preamble}\n{body})");
+    for (word, value) in words {
+        text = text.replace(&format!("{{{{{word}}}}}"), value);
+    }
+    text.replace("{{describe}}", "")
+}
+
+/// A component of the text of a module, for the world `gate` of `contract`.
+fn component(module: &str, contract: &str) -> Bytes {
+    let mut bytes = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}"));
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("gate.wit", contract).unwrap();
+    let world = resolve.select_world(&[package], Some("gate")).unwrap();
+    embed_component_metadata(&mut bytes, &resolve, world, StringEncoding::UTF8, false).unwrap();
+    let component = ComponentEncoder::default().validate(true).module(&bytes).and_then(|encoder| encoder.encode());
+    component.unwrap_or_else(|error| panic!("{error:#}")).into()
+}
+
+fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
+    component(&module(name, words), &contract())
+}
+
+/// A trial of a loaded plugin with nothing granted.
+fn trial(digest: &Digest) -> Trial {
+    Trial {
+        id: "test".into(),
+        digest: digest.clone(),
+        settings: json!({}),
+        moment: Moment::BeforePromotion,
+        timeout: PATIENCE,
+        limits: Limits::default(),
+        targets: Vec::new(),
+        candidate: None,
+        stable: None,
+    }
+}
+
+/// Loads `bytes` and runs one trial of them, changed by `change`.
+async fn run(host: &LocalGateHost, bytes: Bytes, change: impl FnOnce(&mut Trial)) -> Report {
+    let Loaded { digest, .. } = host.load(bytes).await.expect("a plugin that loads");
+    let mut trial = trial(&digest);
+    change(&mut trial);
+    host.run(trial).await
+}
+
+/// The candidate as a target named `candidate/proxy`: a Service at the first address, a Pod at each.
+fn candidate(scheme: Scheme, addresses: &[SocketAddr]) -> Target {
+    let endpoint =
+        |(number, address): (usize, &SocketAddr)| Endpoint { name: format!("pod-{number}"), address: *address };
+    Target {
+        name: "candidate/proxy".into(),
+        scheme,
+        service: addresses[0],
+        host: "proxy.example.com".into(),
+        endpoints: addresses.iter().enumerate().map(endpoint).collect(),
+    }
+}
+
+#[track_caller]
+fn assert_passes(report: &Report) {
+    assert!(matches!(report.outcome, Outcome::Pass(_)), "{report:#?}");
+}
+
+#[track_caller]
+fn assert_blames(report: &Report, wanted: Blame) {
+    match &report.outcome {
+        Outcome::Error { blame, message, .. } => {
+            assert_eq!(*blame, wanted, "{report:#?}");
+            assert!(!message.is_empty() && message.len() < 1024 && !message.contains('\n'), "{message:?}");
+        }
+        other => panic!("{other:?}, expected {wanted:?}"),
+    }
+}
+
+/// Settings that are one text.
+fn text(text: &str) -> Value {
+    Value::String(text.into())
+}

@@ -1,0 +1,189 @@
+//! What a gate can reach: the targets of its trial, by name, and nothing else.
+
+use std::{net::SocketAddr, time::Duration};
+
+use sluice::{
+    gate::GateHost as _,
+    model::trial::{Blame, Outcome, Report, Scheme, Target},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use super::{assert_blames, assert_passes, candidate, fixture, host, run, text, trial};
+
+/// Says what the fixture `ask` heard: an endpoint or the kind of a failure.
+#[track_caller]
+fn heard(report: &Report) -> &str {
+    match &report.outcome {
+        Outcome::Pass(reason) => &reason.message,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Answers every connection with these bytes.
+async fn answering(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            if stream.read(&mut request).await.is_ok_and(|bytes| bytes > 0) {
+                let _ = stream.write_all(bytes).await;
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_was_not_granted_is_denied_and_never_dialled() {
+    let granted = answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    // Listens where names that resolve to this machine would lead.
+    let trap = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = trap.local_addr().unwrap().port();
+    let host = host();
+    let targets: Vec<Target> = vec![candidate(Scheme::Http, &[granted])];
+    let names = [
+        "stable/proxy".to_owned(),
+        "candidate/admin".into(),
+        "Candidate/proxy".into(),
+        "candidate/proxy.".into(),
+        " candidate/proxy".into(),
+        String::new(),
+        format!("localhost:{port}"),
+        format!("localhost.:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        format!("2130706433:{port}"),
+        format!("0x7f.1:{port}"),
+        format!("http://127.0.0.1:{port}/"),
+        format!("http://candidate/proxy@127.0.0.1:{port}/"),
+        format!("candidate/proxy@127.0.0.1:{port}"),
+        "169.254.169.254".into(),
+        "[::ffff:169.254.169.254]".into(),
+        "fd00:ec2::254".into(),
+        "kubernetes.default.svc:443".into(),
+        "xn--localhost-.".into(),
+    ];
+    let bytes = fixture("ask", &[]);
+    for name in names {
+        let report = run(&host, bytes.clone(), |trial| {
+            trial.settings = text(&name);
+            trial.targets.clone_from(&targets);
+        })
+        .await;
+        assert_eq!(heard(&report), "denied", "{name:?}");
+        assert_eq!(report.denials.len(), 1, "{name:?}");
+        assert_eq!((report.denials[0].target.as_str(), report.denials[0].count), (name.as_str(), 1));
+        assert_eq!(report.cost.requests, 0, "{name:?}");
+    }
+    // The one that was granted works, so the others were not just broken.
+    let report = run(&host, bytes, |trial| {
+        trial.settings = text("candidate/proxy");
+        trial.targets.clone_from(&targets);
+    })
+    .await;
+    assert_eq!((heard(&report), report.cost.requests), ("", 1));
+    assert_eq!(report.denials, []);
+    // Nobody is in the queue: whoever connected would be there already.
+    let nobody = futures::future::FutureExt::now_or_never(trap.accept());
+    assert!(nobody.is_none(), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_past_the_trials_limit_ends_with_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = listener.local_addr().unwrap();
+    let answering = answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    let host = host();
+    let bytes = fixture("ask", &[]);
+    let asking = |address| {
+        move |trial: &mut sluice::model::trial::Trial| {
+            trial.settings = text("candidate/proxy");
+            trial.targets = vec![candidate(Scheme::Http, &[address])];
+        }
+    };
+    assert_passes(&run(&host, bytes.clone(), asking(answering)).await);
+    let accepted = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Accepts, and never answers. Ends when the other side is gone.
+        stream.read_to_end(&mut Vec::new()).await
+    });
+    let report = run(&host, bytes, |trial| {
+        asking(silent)(trial);
+        trial.timeout = Duration::from_millis(300);
+    })
+    .await;
+    assert_blames(&report, Blame::Timeout);
+    assert_eq!(report.cost.requests, 1);
+    accepted.await.unwrap().expect("the connection is closed, not left behind");
+    assert_passes(&run(&host, fixture("good", &[]), |_| {}).await);
+}
+
+#[tokio::test]
+async fn a_trial_that_is_dropped_hangs_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = listener.local_addr().unwrap();
+    let host = host();
+    let digest = host.load(fixture("ask", &[])).await.unwrap().digest;
+    let mut trial = trial(&digest);
+    trial.settings = text("candidate/proxy");
+    trial.targets = vec![candidate(Scheme::Http, &[silent])];
+    let accept = async { listener.accept().await.unwrap().0 };
+    let mut stream = tokio::select! {
+        stream = accept => stream,
+        report = host.run(trial) => panic!("ended by itself: {report:?}"),
+    };
+    stream.read_to_end(&mut Vec::new()).await.expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn the_requests_of_a_trial_are_counted_and_bounded() {
+    let address = answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    let host = host();
+    for (budget, wanted) in [(1, ""), (0, "budget")] {
+        let report = run(&host, fixture("ask", &[]), |trial| {
+            trial.settings = text("candidate/proxy");
+            trial.targets = vec![candidate(Scheme::Http, &[address])];
+            trial.limits.requests = budget;
+        })
+        .await;
+        assert_eq!((heard(&report), report.cost.requests), (wanted, budget));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_http_or_too_much_of_it_is_a_failure_of_the_protocol() {
+    let host = host();
+    static BROKEN: &[u8] = b"220 mail.example.com ESMTP\r\n";
+    static HEADERS: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let header = format!("x-a: {}\r\n", "b".repeat(1000));
+        format!("HTTP/1.1 200 OK\r\n{}\r\n", header.repeat(50)).into_bytes()
+    });
+    for bytes in [BROKEN, HEADERS.as_slice()] {
+        let address = answering(bytes).await;
+        let report = run(&host, fixture("ask", &[]), |trial| {
+            trial.settings = text("candidate/proxy");
+            trial.targets = vec![candidate(Scheme::Http, &[address])];
+        })
+        .await;
+        assert_eq!(heard(&report), "protocol");
+    }
+}
+
+#[tokio::test]
+async fn nobody_listening_is_a_failure_to_connect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let report = run(&host(), fixture("ask", &[]), |trial| {
+        trial.settings = text("candidate/proxy");
+        trial.targets = vec![candidate(Scheme::Http, &[address])];
+    })
+    .await;
+    assert_eq!(heard(&report), "connect");
+}
