@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use sluice_harness::cluster::{self, Cluster};
+use sluice_harness::verify::{self, Choice, Suite};
 
 /// The local cluster, the demo and the test runner of Sluice.
 #[derive(Parser)]
@@ -22,6 +23,18 @@ enum Command {
     /// A real single-node Kubernetes on this machine (needs Linux and root).
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Run every suite in order, and print the time each took and one count at the end.
+    Verify {
+        /// Only this suite; may be given several times.
+        #[arg(long, value_name = "SUITE")]
+        only: Vec<Suite>,
+        /// Leave out what needs the cluster.
+        #[arg(long)]
+        no_cluster: bool,
+        /// Only tests whose name contains this.
+        #[arg(last = true)]
+        filter: Option<String>,
+    },
     /// Print the completion script of a shell.
     Completions {
         /// The shell to print it for.
@@ -51,6 +64,10 @@ enum ClusterCommand {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Cluster(command) => run_cluster(command),
+        Command::Verify { only, no_cluster, filter } => {
+            let count = verify::run(&Choice { only, no_cluster, filter })?;
+            Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "sluice-harness", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

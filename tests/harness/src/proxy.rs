@@ -32,6 +32,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::cluster::{Cluster, NODE_ADDRESS, kubeconfig};
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+/// Whether a trap springs at a write, given its number.
+type Condition = Box<dyn Fn(usize, &Write) -> bool + Send>;
 
 /// A request that changes something.
 #[derive(Debug, Clone)]
@@ -85,7 +87,7 @@ struct State {
 
 struct Trap {
     side: Side,
-    matches: Box<dyn Fn(usize, &Write) -> bool + Send>,
+    matches: Condition,
     spring: Box<dyn FnOnce() + Send>,
     sprung: oneshot::Sender<Write>,
 }

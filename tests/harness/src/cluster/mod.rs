@@ -139,6 +139,11 @@ impl Cluster {
         command.status().with_context(|| format!("cannot start {program}"))
     }
 
+    /// A command that runs inside.
+    pub fn command(&self, program: &str) -> Command {
+        self.network.command(program)
+    }
+
     /// What a program inside needs to find the cluster.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let path = std::env::var("PATH").unwrap_or_default();
