@@ -57,7 +57,7 @@ pub trait GateHost: Send + Sync + 'static {
     async fn validate(&self, digest: &Digest, settings: &serde_json::Value) -> Result<Vec<Problem>, Outcome>;
 
     /// Runs one trial in a fresh store: settings are validated, then the guest evaluates. Always ends by the
-    /// trial's time limit, with an error outcome where the guest did not end by itself. Dropping the future
-    /// cancels the trial.
+    /// trial's time limit, with an error outcome where the guest did not end by itself; waiting for its turn
+    /// on a busy host is bounded by the same limit again. Dropping the future cancels the trial.
     async fn run(&self, trial: Trial) -> Report;
 }

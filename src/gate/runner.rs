@@ -329,3 +329,15 @@ fn without_run(outcome: Outcome) -> Report {
         unverified_tls: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_host_ends_one_piece_of_work_and_no_other() {
+        let host = LocalGateHost::start(Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN }).unwrap();
+        assert_eq!(host.apart(async { panic!("as a mistake of ours would") }).await, None::<()>);
+        assert_eq!(host.apart(async { 1 }).await, Some(1));
+    }
+}

@@ -141,7 +141,7 @@ pub struct Trial {
     pub settings: serde_json::Value,
     /// Before or after the switch.
     pub moment: Moment,
-    /// Wall time for everything, host calls included.
+    /// Wall time from the first instruction on, host calls included.
     pub timeout: Duration,
     /// What the gate may use up.
     pub limits: Limits,
@@ -175,7 +175,7 @@ pub enum Blame {
     StackOverflow,
     /// Over the wall-clock limit, inside or between host calls.
     Timeout,
-    /// A verdict over its size limit.
+    /// A verdict over its size limit, or more handed to the host in one call than it takes.
     MessageTooLarge,
     /// The gate itself reported trouble.
     GateTrouble,

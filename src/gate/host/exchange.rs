@@ -214,3 +214,107 @@ impl ServerCertVerifier for Unverified {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    fn exchange(address: SocketAddr) -> Exchange {
+        Exchange {
+            address,
+            endpoint: "pod-a".into(),
+            tls: false,
+            authority: Authority::from_static("api.example.com"),
+            method: Method::POST,
+            path: Uri::from_static("/a?b=c"),
+            headers: HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]),
+            body: Bytes::from_static(b"body"),
+            timeout: Duration::from_secs(60),
+            max_body: 10,
+        }
+    }
+
+    /// Answers one connection with `bytes` and closes it; says what it read until the other side was done.
+    async fn answering(bytes: Vec<u8>) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = vec![0; 4096];
+            let mut text = String::new();
+            while !text.ends_with("body") {
+                let bytes = stream.read(&mut read).await.unwrap();
+                text.push_str(std::str::from_utf8(&read[..bytes]).unwrap());
+            }
+            stream.write_all(&bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // Whatever else it wanted to say.
+            let _ = stream.read_to_string(&mut text).await;
+            text
+        });
+        (address, served)
+    }
+
+    #[tokio::test]
+    async fn a_request_is_exactly_these_bytes_and_nothing_follows() {
+        let (address, served) = answering(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()).await;
+        let response = send(exchange(address)).await.unwrap();
+        assert_eq!((response.status, response.endpoint.as_str()), (204, "pod-a"));
+        let mut lines: Vec<String> = served.await.unwrap().split("\r\n").map(str::to_ascii_lowercase).collect();
+        lines[1..5].sort_unstable();
+        let wanted = [
+            "post /a?b=c http/1.1",
+            "accept: */*",
+            "connection: close",
+            "content-length: 4",
+            "host: api.example.com",
+            "",
+            "body",
+        ];
+        assert_eq!(lines, wanted);
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_an_answer() {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let location = elsewhere.local_addr().unwrap();
+        let answer = format!("HTTP/1.1 302 Found\r\nlocation: http://{location}/\r\ncontent-length: 0\r\n\r\n");
+        let (address, served) = answering(answer.into_bytes()).await;
+        let response = send(exchange(address)).await.unwrap();
+        assert_eq!(response.status, 302);
+        served.await.unwrap();
+        assert!(futures::FutureExt::now_or_never(elsewhere.accept()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_is_kept_up_to_its_limit_and_counted_beyond() {
+        for (size, kept) in [(10, 10), (11, 10), (100_000, 10)] {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n{}", "x".repeat(size));
+            let (address, _served) = answering(answer.into_bytes()).await;
+            let response = send(exchange(address)).await.unwrap();
+            assert_eq!((response.body.len(), response.body_size as usize), (kept, size));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_drips_for_ever_ends_at_the_requests_own_limit() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let dripping = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            while stream.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let failure = send(Exchange { timeout: Duration::from_millis(200), ..exchange(address) }).await.unwrap_err();
+        assert_eq!(failure.kind, "timeout");
+        // It hung up: the drip has nobody left to write to.
+        dripping.await.unwrap();
+    }
+}

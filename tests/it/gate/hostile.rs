@@ -1,14 +1,17 @@
 //! Every limit, obeyed and violated. After each violation the same host runs a good gate.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use sluice::{
-    gate::{GateHost as _, LocalGateHost},
-    model::trial::{Blame, Limits, Outcome, Report, Trial},
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
 };
 
-use super::{PATIENCE, assert_blames, assert_passes, fixture, host, run, trial};
+use sluice::{
+    gate::{Capacity, GateHost as _, LocalGateHost},
+    model::trial::{Blame, Limits, Outcome, Report, Scheme, Trial},
+};
+use tokio::net::TcpListener;
+
+use super::{PATIENCE, assert_blames, assert_passes, candidate, fixture, host, run, text, trial};
 
 /// CPU for guests that would take for ever: enough to be seen, not enough to wait for.
 const CPU: Duration = Duration::from_millis(50);
@@ -180,19 +183,24 @@ async fn more_trials_than_slots_wait_for_their_turn() {
 
 #[tokio::test]
 async fn a_trial_that_gets_no_slot_within_its_limit_blames_the_host() {
-    let host = host();
-    let bytes: Bytes = fixture("instruction", &[("instruction", "(call $sleep (i32.const 600000))")]);
-    let digest = host.load(bytes).await.unwrap().digest;
-    let sleepers = futures::future::join_all((0..4).map(|_| host.run(trial(&digest))));
+    let capacity = Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN };
+    let host = LocalGateHost::start(capacity).unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let asks = host.load(fixture("ask", &[])).await.unwrap().digest;
+    let good = host.load(fixture("good", &[])).await.unwrap().digest;
+    let occupant = host.run(Trial {
+        settings: text("candidate/proxy"),
+        targets: vec![candidate(Scheme::Http, &[address])],
+        ..trial(&asks)
+    });
     let late = async {
-        let mut late = trial(&digest);
-        late.timeout = Duration::from_millis(50);
-        host.run(late).await
+        // Whoever has connected has the only slot.
+        let _connected = silent.accept().await.unwrap();
+        host.run(Trial { timeout: Duration::from_millis(50), ..trial(&good) }).await
     };
-    // In order: the sleepers are asked first, and take every slot.
     tokio::select! {
-        biased;
-        ended = sleepers => panic!("the sleepers ended first: {ended:?}"),
+        ended = occupant => panic!("the occupant ended first: {ended:?}"),
         late = late => assert_blames(&late, Blame::Host),
     }
     the_host_goes_on(&host).await;

@@ -1,6 +1,13 @@
 //! `http-smoke` as it is shipped, against real servers: the component built from `plugins/`, the SDK under it.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,7 +22,7 @@ use sluice::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::OnceCell,
+    sync::{Barrier, OnceCell},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -183,6 +190,39 @@ async fn tls_is_spoken_without_verifying_and_the_report_says_so() {
     // A server that speaks no TLS answers no TLS.
     let report = smoke(Scheme::HttpsUnverified, &[pod("127.0.0.1", 404).await], json!({})).await;
     assert_eq!(code(&report).0, "BrokenAnswer");
+}
+
+#[tokio::test]
+async fn requests_are_made_at_once_up_to_what_the_trial_allows() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (together, running, most) =
+        (Arc::new(Barrier::new(2)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (together, running, most) = (Arc::clone(&together), Arc::clone(&running), Arc::clone(&most));
+            let service = service_fn(move |request| {
+                let (together, running, most) = (Arc::clone(&together), Arc::clone(&running), Arc::clone(&most));
+                async move {
+                    most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                    // Nobody gets an answer alone: requests one after the other would wait for ever.
+                    together.wait().await;
+                    running.fetch_sub(1, SeqCst);
+                    answer(404, request).await
+                }
+            });
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let report = run(&host(), http_smoke().await, |trial| {
+        trial.settings = json!({"repeat": 20, "concurrency": 8});
+        trial.targets = vec![candidate(Scheme::Http, &[address])];
+        trial.limits.concurrency = 2;
+    })
+    .await;
+    assert_eq!(code(&report), ("AllChecksPassed", "20 good answers from 1 endpoints"));
+    assert_eq!(seen.load(SeqCst), 2);
 }
 
 #[tokio::test]

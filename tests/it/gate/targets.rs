@@ -176,6 +176,15 @@ async fn an_answer_that_is_no_http_or_too_much_of_it_is_a_failure_of_the_protoco
 }
 
 #[tokio::test]
+async fn a_gate_knows_of_a_side_what_the_trial_lets_it_know() {
+    let host = host();
+    let known = run(&host, fixture("manifest", &[]), |trial| trial.candidate = Some("{}".into())).await;
+    assert_eq!(heard(&known), "{}");
+    let unknown = run(&host, fixture("manifest", &[]), |trial| trial.stable = Some("{}".into())).await;
+    assert_eq!(heard(&unknown), "fine");
+}
+
+#[tokio::test]
 async fn nobody_listening_is_a_failure_to_connect() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
