@@ -1,49 +1,56 @@
-//! Installs the operator as an administrator would: its image, its CRDs, its manifests.
+//! Installs the operator as an administrator would: definitions, manifests, and locally its image.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 
 use crate::cluster::Cluster;
 use crate::command::run;
-use crate::operator::NAMESPACE;
+use crate::kubectl::Kubectl;
+use crate::operator::{NAME, NAMESPACE};
 use crate::progress::step;
 use crate::{images, workspace};
 
-/// Builds the operator, installs it on the local cluster and waits until it is ready.
+/// The definitions need it: that of a DataPlane holds a Pod's whole schema, too long for kubectl's own annotation.
+const SERVER_SIDE: [&str; 3] = ["apply", "--server-side", "--force-conflicts"];
+
+/// Builds the operator and has it run on the local cluster.
 pub fn operator(cluster: &Cluster) -> Result<()> {
     step("operator built", build)?;
     step("operator image", || cluster.import(&images::operator(&workspace::operator_binary())?))?;
+    let kubectl = Kubectl::local(cluster);
     step("operator installed", || {
-        apply(&|| kubectl(cluster))?;
+        apply(&kubectl)?;
         // The tag stays while the image behind it changes: only new Pods see the new one.
-        run(kubectl(cluster).args(["--namespace", NAMESPACE, "rollout", "restart", "deployment"]))?;
-        await_ready(&|| kubectl(cluster))
+        kubectl.namespaced(NAMESPACE).run(&["rollout", "restart", "deployment", NAME])?;
+        await_ready(&kubectl)
     })
 }
 
-/// Builds the operator's binary.
-pub fn build() -> Result<()> {
-    run(cargo().args(["build", "--bin", "sluice"]))?;
-    Ok(())
+/// Builds the operator and gives the local cluster its definitions and rights, but no running operator: a test
+/// starts one of its own, for its own namespace.
+pub fn without_operator(cluster: &Cluster) -> Result<()> {
+    step("operator built", build)?;
+    let kubectl = Kubectl::local(cluster);
+    step("definitions and rights installed", || {
+        apply(&kubectl)?;
+        kubectl.namespaced(NAMESPACE).run(&["scale", "deployment", NAME, "--replicas=0"])?;
+        let gone = ["wait", "--for=delete", "pod", "--selector=app.kubernetes.io/name=sluice", "--timeout=60s"];
+        kubectl.namespaced(NAMESPACE).run(&gone)?;
+        Ok(())
+    })
 }
 
-/// Applies the CRDs, then what needs them.
-pub fn apply(kubectl: &dyn Fn() -> Command) -> Result<()> {
-    let crds = workspace::target().join("crds.yaml");
-    std::fs::write(&crds, run(Command::new(workspace::operator_binary()).arg("crds"))?)?;
-    // Server-side: the CRD of a DataPlane holds a Pod's whole schema, too long for kubectl's own annotation.
-    run(kubectl().args(["apply", "--server-side", "--force-conflicts", "--filename"]).arg(&crds))?;
-    run(kubectl().args(["wait", "--for=condition=Established", "--timeout=60s", "--filename"]).arg(&crds))?;
-    run(kubectl().args(["apply", "--filename"]).arg(manifests()))?;
-    Ok(())
-}
-
-/// Waits until the operator's Deployment runs what was applied last.
-pub fn await_ready(kubectl: &dyn Fn() -> Command) -> Result<()> {
-    run(kubectl().args(["--namespace", NAMESPACE, "rollout", "status", "deployment", "--timeout=120s"]))?;
-    Ok(())
+/// Installs the operator with an image that the cluster can pull.
+pub fn on(kubectl: &Kubectl, image: &str) -> Result<()> {
+    apply(kubectl)?;
+    kubectl.namespaced(NAMESPACE).run(&[
+        "set",
+        "image",
+        &format!("deployment/{NAME}"),
+        &format!("operator={image}"),
+    ])?;
+    await_ready(kubectl)
 }
 
 /// Cargo, in the workspace.
@@ -53,12 +60,21 @@ pub fn cargo() -> Command {
     cargo
 }
 
-fn kubectl(cluster: &Cluster) -> Command {
-    let mut kubectl = cluster.command("kubectl");
-    kubectl.envs(cluster.environment());
-    kubectl
+fn build() -> Result<()> {
+    run(cargo().args(["build", "--bin", "sluice"]))?;
+    Ok(())
 }
 
-fn manifests() -> std::path::PathBuf {
-    Path::new(workspace::root()).join("deploy/operator.yaml")
+fn apply(kubectl: &Kubectl) -> Result<()> {
+    let deploy = workspace::root().join("deploy");
+    let definitions = format!("--filename={}", deploy.join("crds").display());
+    kubectl.run(&[&SERVER_SIDE[..], &[&definitions]].concat())?;
+    kubectl.run(&["wait", "--for=condition=Established", "--timeout=60s", &definitions])?;
+    kubectl.run(&["apply", &format!("--filename={}", deploy.join("operator.yaml").display())])?;
+    Ok(())
+}
+
+fn await_ready(kubectl: &Kubectl) -> Result<()> {
+    kubectl.namespaced(NAMESPACE).run(&["rollout", "status", "deployment", NAME, "--timeout=120s"])?;
+    Ok(())
 }

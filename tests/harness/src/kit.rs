@@ -13,29 +13,21 @@
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use futures::{FutureExt, StreamExt};
+use anyhow::{Context, Result};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{DeleteParams, PostParams};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
-use kube::runtime::wait::await_condition;
-use kube::runtime::watcher::watch_object;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;
-use crate::command;
-
-/// How long a test waits for anything, unless it says otherwise: far more than it takes, for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+use crate::kubectl::Kubectl;
+use crate::operator::{self, LocalOperator};
+use crate::proxy::Proxy;
+use crate::wait::{History, PATIENCE, wait};
 
 /// The conditions of every object, both places a DataPlane has them in.
 const CONDITIONS: &str = r#"{{define "c"}}{{range .conditions}}    {{.type}}={{.status}} {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end -}}
@@ -126,9 +118,7 @@ impl Kit {
 
     /// Runs kubectl in the test's namespace and returns what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let mut kubectl = Command::new("kubectl");
-        kubectl.arg("--namespace").arg(&self.namespace).args(arguments).envs(self.cluster.environment());
-        command::run(&mut kubectl)
+        Kubectl::local(&self.cluster).namespaced(&self.namespace).run(arguments)
     }
 
     /// Writes down, from now on, how a part of an object changes.
@@ -142,6 +132,12 @@ impl Kit {
             + 'static,
     {
         History::of(self.api(), name, part)
+    }
+
+    /// Starts an operator for the test's namespace alone, as a process of this machine, behind a proxy.
+    pub async fn operator(&self, proxy: &Proxy) -> Result<LocalOperator> {
+        let token = operator::token(self.client.clone()).await?;
+        LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace)
     }
 
     /// Prints what there is to know of the namespace.
@@ -170,80 +166,5 @@ impl Kit {
         // Not waited for: what is in it ends while the next test runs.
         self.cluster_api::<Namespace>().delete(&self.namespace, &DeleteParams::background()).await?;
         Ok(())
-    }
-}
-
-/// Waits until an object is as wanted; `what` completes "NAME did not ...".
-pub async fn wait<K>(
-    api: Api<K>,
-    name: &str,
-    what: &str,
-    limit: Duration,
-    wanted: impl Fn(Option<&K>) -> bool,
-) -> Result<Option<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
-{
-    match tokio::time::timeout(limit, await_condition(api.clone(), name, |object: Option<&K>| wanted(object))).await {
-        Ok(object) => Ok(object?),
-        Err(_) => {
-            let last = api.get_opt(name).await?;
-            bail!("{} {name} did not {what} within {} s; it is now {:#}", K::kind(&()), limit.as_secs(), json!(last))
-        }
-    }
-}
-
-/// How a part of an object has changed, value by value.
-pub struct History {
-    name: String,
-    seen: Arc<Mutex<Vec<String>>>,
-    length: watch::Receiver<usize>,
-    task: JoinHandle<()>,
-}
-
-impl History {
-    /// Writes down, from now on, how a part of an object changes.
-    pub fn of<K>(api: Api<K>, name: &str, part: impl Fn(&K) -> Option<String> + Send + 'static) -> Self
-    where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (sender, length) = watch::channel(0);
-        let (list, object) = (Arc::clone(&seen), name.to_owned());
-        let task = tokio::spawn(async move {
-            let mut states = std::pin::pin!(watch_object(api, &object));
-            while let Some(state) = states.next().await {
-                // A watch that breaks is taken up again by itself.
-                let Some(value) = state.ok().flatten().as_ref().and_then(&part) else { continue };
-                let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-                if list.last() != Some(&value) {
-                    list.push(value);
-                    sender.send_replace(list.len());
-                }
-            }
-        });
-        Self { name: name.to_owned(), seen, length, task }
-    }
-
-    /// The values so far, in order, without repetition.
-    pub fn seen(&self) -> Vec<String> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits until a value has been seen, now or earlier.
-    pub async fn wait_for(&mut self, value: &str, limit: Duration) -> Result<()> {
-        let seen = Arc::clone(&self.seen);
-        let has = |_: &usize| seen.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|one| one == value);
-        let came = tokio::time::timeout(limit, self.length.wait_for(has)).await.is_ok_and(|found| found.is_ok());
-        if !came {
-            bail!("{} was never {value} within {} s; it was {}", self.name, limit.as_secs(), self.seen().join(", "));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for History {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! - [`cluster`]: a real single-node Kubernetes in a network namespace of its own
 //! - [`images`]: container images made from local files, among them the stand-in gateway
-//! - [`kit`]: what a test on the cluster gets; [`audit`]: what the apiserver was asked meanwhile
+//! - [`kit`]: what a test on the cluster gets; [`wait`]: waiting without sleeping; [`audit`]: what the apiserver was asked meanwhile
 //! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
 //! - [`install`]: the operator on that cluster; [`verify`]: every suite in order
-//! - [`workspace`], [`command`], [`progress`]: where things are, running programs, a line per step
+//! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step
 //!
 //! The binary of this crate is a thin command line over it (`cargo cluster`, `cargo verify`, `cargo demo`).
 
@@ -18,8 +18,10 @@ pub mod command;
 pub mod images;
 pub mod install;
 pub mod kit;
+pub mod kubectl;
 pub mod operator;
 pub mod progress;
 pub mod proxy;
 pub mod verify;
+pub mod wait;
 pub mod workspace;

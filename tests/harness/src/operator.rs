@@ -16,9 +16,10 @@ use tokio::process::{Child, Command};
 use crate::cluster::write_private;
 use crate::workspace;
 
-/// Where the operator is installed, and the name of its ServiceAccount there.
+/// Where the operator is installed.
 pub const NAMESPACE: &str = "sluice-system";
-const SERVICE_ACCOUNT: &str = "sluice";
+/// The name of its Deployment and of its ServiceAccount there.
+pub const NAME: &str = "sluice-operator";
 
 /// A running operator; it is killed when this is dropped.
 pub struct LocalOperator {
@@ -28,8 +29,8 @@ pub struct LocalOperator {
 }
 
 impl LocalOperator {
-    /// Starts `sluice operator` on a kubeconfig (see [`crate::proxy::Proxy::kubeconfig`]); files go to `dir`.
-    pub fn start(dir: &Path, kubeconfig: &str, arguments: &[&str]) -> Result<Self> {
+    /// Starts `sluice operator` for one namespace, on a kubeconfig such as the proxy's; files go to `dir`.
+    pub fn start(dir: &Path, kubeconfig: &str, namespace: &str) -> Result<Self> {
         let config = dir.join("kubeconfig");
         write_private(&config, kubeconfig)?;
         let log = dir.join("operator.log");
@@ -39,8 +40,9 @@ impl LocalOperator {
         let child = Command::new(&binary)
             .args(["operator", "--kubeconfig"])
             .arg(&config)
-            .args(arguments)
-            .env("POD_NAMESPACE", NAMESPACE)
+            .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace])
+            // Ports of the system's choice: several run at once.
+            .args(["--metrics-bind-address", "127.0.0.1:0", "--health-probe-bind-address", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -81,8 +83,7 @@ pub async fn token(client: Client) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
     let spec = TokenRequestSpec { expiration_seconds: Some(3600), ..Default::default() };
     let request = TokenRequest { spec: Some(spec), ..Default::default() };
-    let answer = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await;
-    let answer =
-        answer.with_context(|| format!("no token for {SERVICE_ACCOUNT} in {NAMESPACE}; is the operator installed?"))?;
+    let answer = accounts.create_token_request(NAME, &PostParams::default(), &request).await;
+    let answer = answer.with_context(|| format!("no token for {NAME} in {NAMESPACE}; is the operator installed?"))?;
     answer.status.and_then(|status| status.token).context("the apiserver gave no token")
 }

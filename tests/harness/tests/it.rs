@@ -14,8 +14,9 @@ mod cluster {
     use kube::{Client, Config};
     use serde_json::json;
     use sluice_harness::audit::Audit;
-    use sluice_harness::kit::{self, Kit, PATIENCE};
+    use sluice_harness::kit::{self, Kit};
     use sluice_harness::proxy::{Proxy, Side};
+    use sluice_harness::wait::PATIENCE;
 
     #[test]
     fn a_history_holds_every_value_in_order() -> Result<()> {

@@ -1,0 +1,94 @@
+//! Waiting for objects of the cluster: always for something seen, never for a time, and never without an end.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use futures::StreamExt;
+use kube::runtime::wait::await_condition;
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long to wait for anything, unless said otherwise: far more than it takes, for a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until an object is as wanted; `what` completes "NAME did not ...".
+pub async fn wait<K>(
+    api: Api<K>,
+    name: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(Option<&K>) -> bool,
+) -> Result<Option<K>>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
+{
+    match tokio::time::timeout(limit, await_condition(api.clone(), name, |object: Option<&K>| wanted(object))).await {
+        Ok(object) => Ok(object?),
+        Err(_) => {
+            let last = api.get_opt(name).await?;
+            bail!("{name} did not {what} within {} s; it is now {:#}", limit.as_secs(), json!(last))
+        }
+    }
+}
+
+/// How a part of an object has changed, value by value.
+pub struct History {
+    name: String,
+    seen: Arc<Mutex<Vec<String>>>,
+    length: watch::Receiver<usize>,
+    task: JoinHandle<()>,
+}
+
+impl History {
+    /// Writes down, from now on, how a part of an object changes.
+    pub fn of<K>(api: Api<K>, name: &str, part: impl Fn(&K) -> Option<String> + Send + 'static) -> Self
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (sender, length) = watch::channel(0);
+        let (list, object) = (Arc::clone(&seen), name.to_owned());
+        let task = tokio::spawn(async move {
+            let mut states = std::pin::pin!(watch_object(api, &object));
+            while let Some(state) = states.next().await {
+                // A watch that breaks is taken up again by itself.
+                let Some(value) = state.ok().flatten().as_ref().and_then(&part) else { continue };
+                let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+                if list.last() != Some(&value) {
+                    list.push(value);
+                    sender.send_replace(list.len());
+                }
+            }
+        });
+        Self { name: name.to_owned(), seen, length, task }
+    }
+
+    /// The values so far, in order, without repetition.
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until a value has been seen, now or earlier.
+    pub async fn wait_for(&mut self, value: &str, limit: Duration) -> Result<()> {
+        let seen = Arc::clone(&self.seen);
+        let has = |_: &usize| seen.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|one| one == value);
+        let came = tokio::time::timeout(limit, self.length.wait_for(has)).await.is_ok_and(|found| found.is_ok());
+        if !came {
+            bail!("{} was never {value} within {} s; it was {}", self.name, limit.as_secs(), self.seen().join(", "));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
