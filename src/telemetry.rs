@@ -117,7 +117,6 @@ pub struct Readiness(Arc<Mutex<BTreeSet<String>>>);
 
 impl Readiness {
     /// Nothing is ready until the returned expectation is met.
-    #[must_use]
     pub fn expect(&self, what: impl Into<String>) -> Expectation {
         let what = what.into();
         self.lock().insert(what.clone());

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const READY: &str = "Ready";
 
 /// Where a gate plugin comes from.
+#[allow(clippy::duplicated_attributes, reason = "columns of one type are not one column")]
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "sluice.dev",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::trial::{Denial, Measurement};
 
 /// What the upgrade is about. Never changes.
+#[allow(clippy::duplicated_attributes, reason = "columns of one type are not one column")]
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[kube(
     group = "sluice.dev",

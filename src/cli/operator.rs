@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, preflight};
 use crate::{
     cluster::Scope,
+    dataplane::{self, Authority},
     gate::{Capacity, GateHost, LocalGateHost},
     gateplugin::{self, Installed, Library},
     promotionpolicy,
@@ -151,8 +152,20 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         None => return Ok(()),
     }
 
+    let authority = Authority::load(client.clone(), &flags.namespace, &flags.cluster_ca_secret);
+    let authority = match shutdown.run_until_cancelled(authority).await {
+        Some(loaded) => loaded.map_err(|error| {
+            Failure::new("certificates cannot be issued", error)
+                .next("see --namespace and --cluster-ca-secret, and the Role in deploy/operator.yaml")
+        })?,
+        None => return Ok(()),
+    };
+
     let parts = Parts {
         host: gate_host(&flags)?,
+        authority: Arc::new(authority),
+        identity: identity(),
+        validate_images: flags.validate_images,
         installed: Installed::awaiting(scopes.len()),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
@@ -176,15 +189,27 @@ struct Parts {
     client: Client,
     scopes: Vec<Scope>,
     host: Arc<dyn GateHost>,
+    authority: Arc<Authority>,
+    identity: String,
+    validate_images: bool,
     installed: Installed,
     metrics: Metrics,
     readiness: Readiness,
     shutdown: CancellationToken,
 }
 
+/// The name of this very process in evidence and Events: a restarted one must not take the trials of the one before
+/// for its own.
+fn identity() -> String {
+    let host = std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_else(|_| "sluice".to_owned());
+    let started = jiff::Timestamp::now().as_millisecond();
+    format!("{host}_{}-{started:x}", std::process::id())
+}
+
 /// Every controller of the operator. Each runs until shutdown.
 fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
-    let Parts { client, scopes, host, installed, metrics, readiness, shutdown } = parts;
+    let Parts { client, scopes, host, authority, identity, validate_images, installed, metrics, readiness, shutdown } =
+        parts;
     let library = Arc::new(Library::new(host.clone()));
     let mut controllers: Vec<BoxFuture<'static, anyhow::Result<()>>> = Vec::new();
     for scope in scopes {
@@ -216,6 +241,20 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             policies.await;
             Ok(())
         }));
+        let dataplanes = dataplane::run(dataplane::Setup {
+            client: client.clone(),
+            scope: scope.clone(),
+            authority: authority.clone(),
+            host: host.clone(),
+            installed: installed.clone(),
+            identity: identity.clone(),
+            validate_images: *validate_images,
+            metrics: metrics.clone(),
+            ready: readiness.expect(format!("DataPlanes and what they own of {scope}")),
+            shutdown: shutdown.clone(),
+        });
+        controllers
+            .push(Box::pin(async move { dataplanes.await.context("the caches of DataPlanes cannot be filled") }));
     }
     controllers
 }

@@ -12,7 +12,8 @@ use crate::model::names::FIELD_MANAGER;
 
 /// Applies `wanted` as the status of `object` if `observed` differs. True if it was written.
 ///
-/// An object that is gone, or was replaced by another one of its name, is no error: nobody is left to read it.
+/// An object that is gone or has changed since it was observed is no error: nobody is left to read this status, or the
+/// change asks for a pass of its own.
 ///
 /// # Errors
 /// Whatever else the API server answers.
@@ -28,8 +29,9 @@ where
     let body = serde_json::json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        // With the UID, a namesake that was created meanwhile refuses a status that is not its own.
-        "metadata": { "name": name, "uid": object.meta().uid },
+        // A UID does not guard the status of a custom resource, the version does: neither a namesake that was created
+        // meanwhile nor a newer status of our own is overwritten.
+        "metadata": { "name": name, "resourceVersion": object.resource_version() },
         "status": wanted,
     });
     let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());

@@ -26,7 +26,10 @@ pub type Object = (&'static str, String);
 
 /// What was written for each owner and has not been seen in the caches yet.
 #[derive(Debug, Default)]
-pub struct Writes(Mutex<HashMap<String, HashMap<Object, (Left, Instant)>>>);
+pub struct Writes(Mutex<Unseen>);
+
+/// By owner.
+type Unseen = HashMap<String, HashMap<Object, (Left, Instant)>>;
 
 impl Writes {
     /// Remembers a write made for `owner`.
@@ -60,7 +63,7 @@ impl Writes {
         self.lock().remove(owner);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, HashMap<Object, (Left, Instant)>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Unseen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, channel::mpsc};
 use kube::{
-    Client,
+    Client, ResourceExt,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::{ObjectRef, store::WriterDropped},
@@ -120,9 +120,10 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         })
     });
     // What plugins there are concerns every upgrade that waits for one.
-    let plugins = installed.changes().flat_map(move |()| {
-        let dataplanes = each.state();
-        futures::stream::iter(dataplanes).map(|dataplane| ObjectRef::from_obj(dataplane.as_ref()))
+    let plugins = installed.changes().flat_map(move |namespaces| {
+        let concerned =
+            each.state_filter(|dataplane| dataplane.namespace().is_some_and(|name| namespaces.contains(&name)));
+        futures::stream::iter(concerned).map(|dataplane| ObjectRef::from_obj(dataplane.as_ref()))
     });
     // Everything that asks for a pass comes through these two; the caches are ours, shared and full.
     let controller = Controller::for_stream(futures::stream::pending(), dataplanes)

@@ -13,7 +13,7 @@ use super::reconcile::Context;
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
-    gateplugin::{InstalledState, Key},
+    gateplugin::Key,
     model::{
         Intent, Plan,
         observed::{Connection, ConnectionKey, Plugin},
@@ -77,17 +77,7 @@ pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKe
 #[must_use]
 pub fn plugins(ctx: &Context, namespace: &str, intent: &Intent) -> BTreeMap<String, Plugin> {
     let names = intent.rules.gates.iter().map(|gate| &gate.plugin);
-    names
-        .filter_map(|name| {
-            let plugin = match ctx.installed.get(&Key::new(namespace, name)) {
-                InstalledState::Absent => return None,
-                InstalledState::Loading => Plugin::Loading,
-                InstalledState::Failed { reason, message } => Plugin::Failed { reason, message },
-                InstalledState::Ready { digest } => Plugin::Ready(digest),
-            };
-            Some((name.clone(), plugin))
-        })
-        .collect()
+    names.filter_map(|name| Some((name.clone(), ctx.installed.get(&Key::new(namespace, name))?))).collect()
 }
 
 /// Asks a Service for a connection until it answers.
