@@ -63,7 +63,7 @@ fn component(module: &str, contract: &str) -> Bytes {
     component.unwrap_or_else(|error| panic!("{error:#}")).into()
 }
 
-fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
+pub(crate) fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
     component(&module(name, words), &contract())
 }
 

@@ -1,0 +1,49 @@
+//! Hostile gates under a real operator: an error with its own reason, on record, and nothing is promoted.
+
+use anyhow::Result;
+use serde_json::json;
+use sluice::api::promotion::GateOutcome;
+use sluice_harness::kit;
+
+use super::World;
+use crate::gate::fixture;
+
+#[test]
+fn an_endless_loop_is_an_error_on_record_and_nothing_is_promoted() -> Result<()> {
+    kit::run(async |kit| {
+        let world = World::start(kit).await?;
+        world.plugin("hostile", &fixture("busy_loop", &[("rounds", "0")])).await?;
+        world.policy(json!([{ "name": "loop", "pluginRef": { "name": "hostile" }, "maxAttempts": 1 }])).await?;
+        world.create("kong:3.9")?;
+        world.at_rest("kong:3.9").await?;
+        world.image("kong:3.10").await?;
+        world.approve().await?;
+        let message = world.reason("GatesHeld").await?;
+        assert!(message.contains("CpuBudgetExceeded"), "{message}");
+        assert_eq!(world.live_image().await?, "kong:3.9");
+
+        // The host goes on: a good gate in its place, and the approval that was never honoured counts.
+        world.plugin("hostile", &fixture("good", &[])).await?;
+        world.at_rest("kong:3.10").await
+    })
+}
+
+#[test]
+fn what_was_not_granted_is_denied_and_the_denial_is_on_record() -> Result<()> {
+    kit::run(async |kit| {
+        let world = World::start(kit).await?;
+        world.plugin("curious", &fixture("ask", &[])).await?;
+        let settings = json!({ "kubernetes.default": 1 });
+        world.policy(json!([{ "name": "ask", "pluginRef": { "name": "curious" }, "settings": settings }])).await?;
+        world.create("kong:3.9")?;
+        world.at_rest("kong:3.9").await?;
+        world.image("kong:3.10").await?;
+        world.reason("AwaitingPromotion").await?;
+        let status = world.newest().await?.status.unwrap_or_default();
+        let evidence = &status.gates[0];
+        assert_eq!((evidence.outcome, evidence.message.as_deref()), (GateOutcome::Pass, Some("denied")));
+        assert!(evidence.denied[0].target.contains("kubernetes.default"), "{:?}", evidence.denied);
+        assert_eq!(evidence.cost.as_ref().map(|cost| cost.requests), Some(0));
+        Ok(())
+    })
+}

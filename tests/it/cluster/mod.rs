@@ -1,0 +1,311 @@
+//! The operator on a real cluster: one namespace, one proxy and one operator process for each test.
+
+mod crash;
+mod gates;
+mod input;
+mod policy;
+mod walk;
+
+use std::{io::Write as _, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use flate2::{Compression, write::GzEncoder};
+use futures::StreamExt;
+use k8s_openapi::{
+    ByteString,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Service},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{
+    ResourceExt,
+    api::{ListParams, ObjectMeta, Patch, PatchParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use serde_json::{Value, json};
+use sluice::{
+    api::{DataPlane, GatePlugin, Promotion, PromotionPolicy, dataplane::PROMOTE_WHEN_READY, promotion::Verdict},
+    model::names,
+};
+use sluice_harness::{kit::Kit, operator::LocalOperator, proxy::Proxy, wait::PATIENCE};
+
+/// The DataPlane of every test.
+const NAME: &str = "bluegreen";
+
+/// A test's operator, and the objects it works on.
+struct World<'a> {
+    kit: &'a Kit,
+    proxy: Proxy,
+    operator: LocalOperator,
+}
+
+impl<'a> World<'a> {
+    async fn start(kit: &'a Kit) -> Result<Self> {
+        let proxy = Proxy::start(&kit.cluster).await?;
+        let operator = kit.operator(&proxy).await?;
+        Ok(Self { kit, proxy, operator })
+    }
+
+    /// Starts the operator again after it was killed.
+    async fn restart(&mut self) -> Result<()> {
+        self.operator = self.kit.operator(&self.proxy).await?;
+        Ok(())
+    }
+
+    /// The DataPlane of the walk, with this image.
+    fn create(&self, image: &str) -> Result<String> {
+        self.kit.apply(&manifest(image))
+    }
+
+    async fn patch(&self, body: Value) -> Result<DataPlane> {
+        Ok(self.kit.api::<DataPlane>().patch(NAME, &PatchParams::default(), &Patch::Merge(body)).await?)
+    }
+
+    /// `kubectl patch` of the walk: another image.
+    async fn image(&self, image: &str) -> Result<()> {
+        let body = json!([{ "op": "replace", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/image", "value": image }]);
+        let patch = Patch::Json::<()>(serde_json::from_value(body)?);
+        self.kit.api::<DataPlane>().patch(NAME, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// `kubectl annotate` of the walk.
+    async fn approve(&self) -> Result<()> {
+        self.patch(json!({ "metadata": { "annotations": { PROMOTE_WHEN_READY: "true" } } })).await?;
+        Ok(())
+    }
+
+    /// Waits until `RolledOut` has this reason for the newest generation; returns its message.
+    async fn reason(&self, reason: &str) -> Result<String> {
+        let found =
+            self.kit.wait::<DataPlane>(NAME, &format!("become {reason}"), |dataplane| is(dataplane, reason)).await?;
+        Ok(found.as_ref().and_then(rolled_out).map(|condition| condition.message.clone()).unwrap_or_default())
+    }
+
+    /// Waits until a condition of a DataPlane holds with this reason; returns its message.
+    async fn condition(&self, type_: &str, reason: &str) -> Result<String> {
+        let find = |dataplane: &DataPlane| {
+            let conditions = &dataplane.status.as_ref()?.conditions;
+            conditions.iter().find(|condition| condition.type_ == type_ && condition.reason == reason).cloned()
+        };
+        let found = self
+            .kit
+            .wait::<DataPlane>(NAME, &format!("be {type_}/{reason}"), |dataplane| dataplane.and_then(find).is_some())
+            .await?;
+        Ok(found.as_ref().and_then(find).map(|condition| condition.message).unwrap_or_default())
+    }
+
+    /// Waits for rest, and checks all that rest means: the live Services reach a Deployment with this image, the
+    /// annotation is gone, one live and one empty preview Deployment are left, and the record says how it ended.
+    async fn at_rest(&self, image: &str) -> Result<()> {
+        self.reason("WaitingForChange").await?;
+        let dataplane = self.dataplane().await?;
+        ensure!(!dataplane.annotations().contains_key(PROMOTE_WHEN_READY), "the annotation is still there");
+        let (ready, rolled_out) =
+            (generation(&dataplane, "Ready"), rolled_out(&dataplane).and_then(|c| c.observed_generation));
+        ensure!(
+            ready == dataplane.metadata.generation && rolled_out == ready,
+            "generations differ: {ready:?} {rolled_out:?}"
+        );
+        ensure!(self.live_image().await? == image, "live runs {}, not {image}", self.live_image().await?);
+        let deployments = self.deployments().await?;
+        let states: Vec<_> =
+            deployments.iter().map(|d| (state(d), d.spec.as_ref().and_then(|spec| spec.replicas))).collect();
+        ensure!(
+            states.len() == 2
+                && states.contains(&("live".into(), Some(1)))
+                && states.contains(&("preview".into(), Some(0))),
+            "Deployments at rest: {states:?}"
+        );
+        let promotions = self.promotions().await?;
+        ensure!(promotions.iter().all(|promotion| verdict(promotion).is_some()), "a Promotion is still open at rest");
+        Ok(())
+    }
+
+    async fn dataplane(&self) -> Result<DataPlane> {
+        Ok(self.kit.api::<DataPlane>().get(NAME).await?)
+    }
+
+    async fn deployments(&self) -> Result<Vec<Deployment>> {
+        Ok(self.kit.api::<Deployment>().list(&ListParams::default()).await?.items)
+    }
+
+    /// Promotions, oldest first.
+    async fn promotions(&self) -> Result<Vec<Promotion>> {
+        let mut promotions = self.kit.api::<Promotion>().list(&ListParams::default()).await?.items;
+        promotions.sort_by_key(|promotion| promotion.spec.generation);
+        Ok(promotions)
+    }
+
+    async fn newest(&self) -> Result<Promotion> {
+        self.promotions().await?.pop().context("there is no Promotion")
+    }
+
+    /// The image behind the live ingress Service; both live Services have to agree.
+    async fn live_image(&self) -> Result<String> {
+        let services = self
+            .kit
+            .api::<Service>()
+            .list(&ListParams::default().labels(&format!("{}=live", names::SERVICE_STATE)))
+            .await?;
+        let selectors: Vec<_> = services
+            .iter()
+            .filter_map(|service| service.spec.as_ref()?.selector.as_ref()?.get(names::SELECTOR))
+            .collect();
+        ensure!(selectors.len() == 2 && selectors[0] == selectors[1], "live Services select {selectors:?}");
+        let deployments = self.deployments().await?;
+        let live = deployments.iter().find(|deployment| deployment.labels().get(names::SELECTOR) == Some(selectors[0]));
+        let template = live
+            .and_then(|live| live.spec.as_ref()?.template.spec.as_ref())
+            .context("no Deployment behind the live Services")?;
+        template.containers[0].image.clone().context("no image")
+    }
+
+    /// Installs a plugin from bytes, gzipped, and waits until it is ready.
+    async fn plugin(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.plugin_bytes(name, &gzip(bytes)?).await?;
+        let ready = |plugin: Option<&GatePlugin>| {
+            plugin.is_some_and(|plugin| plugin_condition(plugin).is_some_and(|c| c.status == "True"))
+        };
+        self.kit.wait::<GatePlugin>(name, "become ready", ready).await?;
+        Ok(())
+    }
+
+    /// Puts whatever bytes into a ConfigMap and points a plugin at them.
+    async fn plugin_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let apply = PatchParams::apply("test").force();
+        let map = ConfigMap {
+            metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            binary_data: Some([("gate.wasm".to_owned(), ByteString(bytes.to_vec()))].into()),
+            ..ConfigMap::default()
+        };
+        self.kit.api::<ConfigMap>().patch(name, &apply, &Patch::Apply(map)).await?;
+        self.point(name, name, "gate.wasm").await
+    }
+
+    /// Points a plugin at a key of a ConfigMap.
+    async fn point(&self, plugin: &str, map: &str, key: &str) -> Result<()> {
+        let body = json!({
+            "apiVersion": "sluice.dev/v1alpha1", "kind": "GatePlugin", "metadata": { "name": plugin },
+            "spec": { "source": { "configMap": { "name": map, "key": key } } },
+        });
+        self.kit.api::<GatePlugin>().patch(plugin, &PatchParams::apply("test").force(), &Patch::Apply(body)).await?;
+        Ok(())
+    }
+
+    /// The gate of the walk.
+    async fn http_smoke(&self) -> Result<()> {
+        self.plugin("http-smoke", &http_smoke()?).await
+    }
+
+    /// The only policy of a test: short lives, and these gates.
+    async fn policy(&self, gates: Value) -> Result<()> {
+        let body = json!({
+            "apiVersion": "sluice.dev/v1alpha1", "kind": "PromotionPolicy", "metadata": { "name": "policy" },
+            "spec": { "selector": {}, "scaleDownDelaySeconds": 1, "gates": gates },
+        });
+        self.kit
+            .api::<PromotionPolicy>()
+            .patch("policy", &PatchParams::apply("test").force(), &Patch::Apply(body))
+            .await?;
+        Ok(())
+    }
+
+    async fn delete_policy(&self) -> Result<()> {
+        self.kit.api::<PromotionPolicy>().delete("policy", &Default::default()).await?;
+        Ok(())
+    }
+
+    /// Waits until the policy's condition has this reason; returns its message.
+    async fn policy_says(&self, reason: &str) -> Result<String> {
+        let find = |policy: &PromotionPolicy| {
+            policy.status.as_ref()?.conditions.first().filter(|c| c.reason == reason).cloned()
+        };
+        let found = self
+            .kit
+            .wait::<PromotionPolicy>("policy", &format!("say {reason}"), |policy| policy.and_then(find).is_some())
+            .await?;
+        Ok(found.as_ref().and_then(find).map(|condition| condition.message).unwrap_or_default())
+    }
+
+    /// Waits until a plugin's condition `Ready` has this reason; returns its message.
+    async fn plugin_says(&self, plugin: &str, reason: &str) -> Result<String> {
+        let find =
+            |plugin: &GatePlugin| plugin_condition(plugin).filter(|condition| condition.reason == reason).cloned();
+        let found = self
+            .kit
+            .wait::<GatePlugin>(plugin, &format!("say {reason}"), |plugin| plugin.and_then(find).is_some())
+            .await?;
+        Ok(found.as_ref().and_then(find).map(|condition| condition.message).unwrap_or_default())
+    }
+
+    /// Waits for an Event of the DataPlane with this reason; returns its note.
+    async fn event(&self, reason: &str) -> Result<String> {
+        let events = watcher(self.kit.api::<Event>(), watcher::Config::default()).touched_objects();
+        let about = |event: Result<Event, watcher::Error>| {
+            let event = event.ok().filter(|event| event.reason.as_deref() == Some(reason));
+            std::future::ready(event.and_then(|event| event.note))
+        };
+        let mut notes = std::pin::pin!(events.filter_map(about));
+        let note = tokio::time::timeout(PATIENCE, notes.next()).await;
+        note.with_context(|| format!("no Event {reason}"))?.context("the watch ended")
+    }
+}
+
+/// The DataPlane of the walk with this image.
+fn manifest(image: &str) -> String {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/bluegreen.yaml"));
+    text.unwrap_or_default().replace("kong:3.9", image)
+}
+
+/// The gate of the walk, as bytes.
+fn http_smoke() -> Result<Vec<u8>> {
+    let built = sluice_plugins::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+    let gate = built.into_iter().find(|gate| gate.name == "http-smoke").context("http-smoke was not built")?;
+    Ok(std::fs::read(gate.path)?)
+}
+
+/// One gate of http-smoke with these settings.
+fn smoke(settings: Value) -> Value {
+    json!([{ "name": "smoke", "pluginRef": { "name": "http-smoke" }, "settings": settings }])
+}
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
+}
+
+fn rolled_out(dataplane: &DataPlane) -> Option<&Condition> {
+    dataplane.status.as_ref()?.rollout.as_ref()?.conditions.iter().find(|condition| condition.type_ == "RolledOut")
+}
+
+fn is(dataplane: Option<&DataPlane>, reason: &str) -> bool {
+    dataplane.is_some_and(|dataplane| {
+        rolled_out(dataplane)
+            .is_some_and(|c| c.reason == reason && c.observed_generation == dataplane.metadata.generation)
+    })
+}
+
+fn reason_of(dataplane: &DataPlane) -> Option<String> {
+    rolled_out(dataplane).map(|condition| condition.reason.clone())
+}
+
+fn generation(dataplane: &DataPlane, type_: &str) -> Option<i64> {
+    dataplane.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == type_)?.observed_generation
+}
+
+fn plugin_condition(plugin: &GatePlugin) -> Option<&Condition> {
+    plugin.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+fn verdict(promotion: &Promotion) -> Option<Verdict> {
+    promotion.status.as_ref()?.verdict
+}
+
+fn state(deployment: &Deployment) -> String {
+    deployment.labels().get(names::DEPLOYMENT_STATE).cloned().unwrap_or_default()
+}
