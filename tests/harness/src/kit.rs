@@ -24,14 +24,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cluster::Cluster;
+use crate::command::last_lines;
+use crate::diagnosis;
 use crate::kubectl::Kubectl;
 use crate::operator::{self, LocalOperator};
 use crate::proxy::Proxy;
 use crate::wait::{History, PATIENCE, wait};
-
-/// The conditions of every object, both places a DataPlane has them in.
-const CONDITIONS: &str = r#"{{define "c"}}{{range .conditions}}    {{.type}}={{.status}} {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end -}}
-{{range .items}}  {{.kind}}/{{.metadata.name}}{{"\n"}}{{with .status}}{{template "c" .}}{{with .rollout}}{{template "c" .}}{{end}}{{end}}{{end}}"#;
 
 /// What a test works with.
 pub struct Kit {
@@ -140,25 +138,11 @@ impl Kit {
         LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace)
     }
 
-    /// Prints what there is to know of the namespace.
+    /// Prints what there is to know of the namespace and of the test's operator.
     pub fn dump(&self) {
-        eprintln!("---- namespace {} ----", self.namespace);
-        self.print("events", &["get", "events", "--sort-by=.lastTimestamp"]);
-        let kinds =
-            self.kubectl(&["api-resources", "--namespaced", "--verbs=list", "--output=name"]).unwrap_or_default();
-        // Events were printed; Secrets are nobody's business.
-        let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events") && *kind != "secrets").collect();
-        self.print("conditions", &["get", &kinds.join(","), "--output", &format!("go-template={CONDITIONS}")]);
-        self.print(
-            "Pod logs",
-            &["logs", "--selector=!none", "--all-containers", "--prefix", "--tail=50", "--max-log-requests=50"],
-        );
-    }
-
-    fn print(&self, title: &str, arguments: &[&str]) {
-        match self.kubectl(arguments) {
-            Ok(text) => eprintln!("{title}:\n{text}"),
-            Err(error) => eprintln!("{title}: {error:#}"),
+        diagnosis::print(&Kubectl::local(&self.cluster), &self.namespace);
+        if let Ok(log) = std::fs::read(self.dir().join(operator::LOG)) {
+            eprintln!("operator:\n{}", last_lines(&log, 80));
         }
     }
 

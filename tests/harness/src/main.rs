@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use sluice_harness::cluster::{self, Cluster};
+use sluice_harness::demo::{self, Remote};
 use sluice_harness::verify::{self, Choice, Suite};
 
 /// The local cluster, the demo and the test runner of Sluice.
@@ -23,6 +24,26 @@ enum Command {
     /// A real single-node Kubernetes on this machine (needs Linux and root).
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Play the walk: a gateway is upgraded, a gate lets a good release pass and stops a bad one.
+    ///
+    /// On the cluster of this machine, which is started for it; with --context on any other.
+    Demo {
+        /// Leave everything as it is at the end, to look at.
+        #[arg(long)]
+        keep: bool,
+        /// Play on the cluster of this context of your kubeconfig.
+        #[arg(long, value_name = "NAME", requires = "operator_image")]
+        context: Option<String>,
+        /// The operator's image, from where that cluster can pull it.
+        #[arg(long, value_name = "IMAGE", requires = "context")]
+        operator_image: Option<String>,
+        /// The release that passes the gate.
+        #[arg(long, value_name = "IMAGE", default_value = "kong:3.10")]
+        good: String,
+        /// The release that turns ready and fails the gate.
+        #[arg(long, value_name = "IMAGE", default_value = "kong:3.11")]
+        bad: String,
+    },
     /// Run every suite in order, and print the time each took and one count at the end.
     Verify {
         /// Only this suite; may be given several times.
@@ -64,6 +85,12 @@ enum ClusterCommand {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Cluster(command) => run_cluster(command),
+        Command::Demo { keep, context, operator_image, good, bad } => {
+            let remote =
+                context.zip(operator_image).map(|(context, operator_image)| Remote { context, operator_image });
+            demo::run(&demo::Options { keep, remote, good, bad })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verify { only, no_cluster, filter } => {
             let count = verify::run(&Choice { only, no_cluster, filter })?;
             Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

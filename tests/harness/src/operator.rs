@@ -20,6 +20,8 @@ use crate::workspace;
 pub const NAMESPACE: &str = "sluice-system";
 /// The name of its Deployment and of its ServiceAccount there.
 pub const NAME: &str = "sluice-operator";
+/// The name of a local operator's log.
+pub const LOG: &str = "operator.log";
 
 /// A running operator; it is killed when this is dropped.
 pub struct LocalOperator {
@@ -33,7 +35,7 @@ impl LocalOperator {
     pub fn start(dir: &Path, kubeconfig: &str, namespace: &str) -> Result<Self> {
         let config = dir.join("kubeconfig");
         write_private(&config, kubeconfig)?;
-        let log = dir.join("operator.log");
+        let log = dir.join(LOG);
         // Appended, so that the log of an operator that was killed stays above its successor's.
         let output = File::options().create(true).append(true).open(&log)?;
         let binary = workspace::operator_binary();
