@@ -20,9 +20,12 @@ pub fn operator(cluster: &Cluster) -> Result<()> {
     step("operator image", || cluster.import(&images::operator(&workspace::operator_binary())?))?;
     let kubectl = Kubectl::local(cluster);
     step("operator installed", || {
+        let runs_already = kubectl.namespaced(NAMESPACE).run(&["get", "deployment", NAME]).is_ok();
         apply(&kubectl)?;
-        // The tag stays while the image behind it changes: only new Pods see the new one.
-        kubectl.namespaced(NAMESPACE).run(&["rollout", "restart", "deployment", NAME])?;
+        if runs_already {
+            // The tag stays while the image behind it changes: only new Pods see the new one.
+            kubectl.namespaced(NAMESPACE).run(&["rollout", "restart", "deployment", NAME])?;
+        }
         await_ready(&kubectl)
     })
 }

@@ -16,12 +16,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use kube::api::{DeleteParams, PostParams};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::command::last_lines;
@@ -149,6 +151,23 @@ impl Kit {
     async fn delete(&self) -> Result<()> {
         // Not waited for: what is in it ends while the next test runs.
         self.cluster_api::<Namespace>().delete(&self.namespace, &DeleteParams::background()).await?;
-        Ok(())
+        // The test's operator is gone, and with it who would let these go.
+        release(self.api::<Deployment>()).await?;
+        release(self.api::<Service>()).await?;
+        release(self.api::<Secret>()).await
     }
+}
+
+/// Takes the finalizers from all objects of a kind.
+async fn release<K>(objects: Api<K>) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let none = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    for object in objects.list(&ListParams::default()).await?.items {
+        if !object.finalizers().is_empty() {
+            objects.patch(&object.name_any(), &PatchParams::default(), &none).await?;
+        }
+    }
+    Ok(())
 }

@@ -105,7 +105,10 @@ fn main() -> Result<ExitCode> {
 fn run_cluster(command: ClusterCommand) -> Result<ExitCode> {
     let cluster = Cluster::default();
     match command {
-        ClusterCommand::Up => cluster.up()?,
+        ClusterCommand::Up => {
+            cluster.up()?;
+            println!("The cluster is up: cargo cluster exec -- kubectl get pods --all-namespaces");
+        }
         ClusterCommand::Down => cluster.down()?,
         ClusterCommand::Status => return Ok(print_status(&cluster)),
         ClusterCommand::Exec { command } => {

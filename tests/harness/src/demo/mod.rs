@@ -7,8 +7,9 @@ mod play;
 mod stage;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use serde_json::json;
@@ -22,6 +23,8 @@ use stage::{Reach, Stage};
 
 /// Where it is played.
 const NAMESPACE: &str = "sluice-demo";
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What to play, and where.
 pub struct Options {
@@ -45,15 +48,45 @@ pub struct Remote {
 
 /// Sets everything up, plays, and writes the report; an error if a step failed.
 pub fn run(options: &Options) -> Result<()> {
-    match &options.remote {
+    let outcome = match &options.remote {
         None => run_local(options),
         Some(remote) => run_remote(options, remote),
+    };
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        // What failed did so for the interruption, whose clearing-up ends the process.
+        loop {
+            std::thread::park();
+        }
     }
+    outcome
+}
+
+/// On Ctrl-C clears up and ends the process, whatever it is doing.
+fn on_interrupt(clear: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            println!("\nInterrupted; clearing up.");
+            if let Err(error) = clear() {
+                eprintln!("not everything could be cleared up: {error:#}");
+            }
+            // As shells report what ended by SIGINT.
+            std::process::exit(130);
+        }
+    });
+    Ok(())
 }
 
 fn run_local(options: &Options) -> Result<()> {
     let cluster = Cluster::default();
     let was_up = cluster.health().is_ok();
+    let keep = options.keep;
+    on_interrupt(move || match (keep, was_up) {
+        (true, _) => Ok(()),
+        (false, true) => stage::clear(&Kubectl::local(&Cluster::default()), NAMESPACE),
+        (false, false) => Cluster::default().down(),
+    })?;
     cluster.up()?;
     build_plugins()?;
     install::operator(&cluster)?;
@@ -69,8 +102,10 @@ fn run_local(options: &Options) -> Result<()> {
 }
 
 fn run_remote(options: &Options, remote: &Remote) -> Result<()> {
-    build_plugins()?;
     let kubectl = Kubectl::context(&remote.context);
+    let (keep, there) = (options.keep, kubectl.clone());
+    on_interrupt(move || if keep { Ok(()) } else { stage::clear(&there, NAMESPACE) })?;
+    build_plugins()?;
     step("operator installed", || install::on(&kubectl, &remote.operator_image))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -85,34 +120,21 @@ fn build_plugins() -> Result<()> {
     step("gates built", || command::run(cargo().arg("plugins")).map(drop))
 }
 
-/// Plays until the end, a failure or Ctrl-C, and clears up after each of them.
+/// Plays until the end or a failure, and clears up after both.
 async fn perform(stage: &Stage, options: &Options) -> Result<()> {
-    stage.clear()?;
-    let played = tokio::select! {
-        played = play::all(stage, options) => played,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            println!();
-            Err(anyhow::anyhow!("interrupted"))
-        }
-    };
+    stage::clear(stage.kubectl(), NAMESPACE)?;
+    let played = play::all(stage, options).await;
     write_report(stage)?;
-    if let Err(error) = &played
-        && error.to_string() != "interrupted"
-    {
+    if played.is_err() {
         diagnosis::print(stage.kubectl(), NAMESPACE);
     }
     if options.keep {
-        println!(
-            "Kept: namespace {NAMESPACE}. To look around: cargo cluster exec -- kubectl -n {NAMESPACE} get dataplanes,promotions"
-        );
+        println!("Kept: namespace {NAMESPACE}; `kubectl --namespace {NAMESPACE} get dataplanes,promotions` shows it.");
+        println!("On this machine's cluster kubectl runs behind `cargo cluster exec --`.");
     } else {
-        stage.clear()?;
+        stage::clear(stage.kubectl(), NAMESPACE)?;
     }
-    match played {
-        Ok(()) => Ok(()),
-        Err(error) => bail!(error.context("the walk did not come to its end")),
-    }
+    played.context("the walk did not come to its end")
 }
 
 fn write_report(stage: &Stage) -> Result<()> {

@@ -90,16 +90,6 @@ impl Stage {
         self.kubectl.run(&["create", "namespace", &self.namespace]).map(drop)
     }
 
-    /// Removes the namespace with all that is in it, if it is there.
-    pub(super) fn clear(&self) -> Result<()> {
-        // The objects of a DataPlane wait for their owner, which the operator sees to: the DataPlane goes first.
-        if self.kubectl.run(&["get", "namespace", &self.namespace]).is_ok() {
-            self.run(&["delete", "dataplanes", "--all", "--timeout=60s"])?;
-            self.kubectl.run(&["delete", "namespace", &self.namespace, "--timeout=120s"])?;
-        }
-        Ok(())
-    }
-
     /// The objects of a kind of ours.
     pub(super) fn api(&self, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
@@ -194,6 +184,16 @@ impl Stage {
         let answer = self.client.send(Request::get(&path).body(Body::empty())?).await?;
         Ok((path, answer.status(), answer.headers().clone()))
     }
+}
+
+/// Removes the walk's namespace with all that is in it, if it is there.
+pub(super) fn clear(kubectl: &Kubectl, namespace: &str) -> Result<()> {
+    if kubectl.run(&["get", "namespace", namespace]).is_ok() {
+        // What a DataPlane consists of waits for the operator to let it go: the DataPlane goes first.
+        kubectl.namespaced(namespace).run(&["delete", "dataplanes", "--all", "--timeout=60s"])?;
+        kubectl.run(&["delete", "namespace", namespace, "--timeout=120s"])?;
+    }
+    Ok(())
 }
 
 /// The condition that tells of a rollout.
