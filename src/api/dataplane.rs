@@ -104,9 +104,11 @@ fn as_the_api_server_sees_it(schema: &mut serde_json::Value) {
         }
         if let Some(properties) = object.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
             for (field, keys) in lists::KEYS {
-                let Some(list) = properties.get_mut(field).filter(|list| list["type"] == "array") else {
-                    continue;
+                // A key has to be in every entry: by schema or, as for the protocol of a port, by default.
+                let keyed = |list: &&mut serde_json::Value| {
+                    list["type"] == "array" && keys.iter().all(|key| *key == "protocol" || required(list, key))
                 };
+                let Some(list) = properties.get_mut(field).filter(keyed) else { continue };
                 list["x-kubernetes-list-type"] = "map".into();
                 list["x-kubernetes-list-map-keys"] = keys.to_vec().into();
                 if keys.contains(&"protocol") {
