@@ -274,7 +274,7 @@ pub struct IngressPort {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataPlaneStatus {
-    /// `Ready`, `Reconciling`, `Stalled`.
+    /// `Ready` and, where waiting will not help, `Stalled`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     pub conditions: Vec<Condition>,

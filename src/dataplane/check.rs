@@ -42,7 +42,6 @@ pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_image
         // Byte for byte, as with Kong: `True` or `1` approve nothing.
         approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
         rules: rules(dataplane, policies),
-        terminating: dataplane.metadata.deletion_timestamp.is_some(),
     }
 }
 

@@ -3,7 +3,10 @@
 use serde_json::json;
 
 use super::check;
-use crate::{api::DataPlane, model::Intent};
+use crate::{
+    api::{DataPlane, PromotionPolicy},
+    model::Intent,
+};
 
 /// A blue/green DataPlane `ns/dp` of UID `uid` with this image.
 pub(crate) fn dataplane(image: &str) -> DataPlane {
@@ -21,4 +24,11 @@ pub(crate) fn dataplane(image: &str) -> DataPlane {
 /// What it asks for, without any policy.
 pub(crate) fn intent(image: &str) -> Intent {
     check::read(&dataplane(image), &[], true)
+}
+
+/// The same under a policy with one gate.
+pub(crate) fn governed(image: &str) -> Intent {
+    let spec = json!({"selector": {}, "gates": [{"name": "smoke", "pluginRef": {"name": "http-smoke"}}]});
+    let policy = PromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"));
+    check::read(&dataplane(image), &[&policy], true)
 }

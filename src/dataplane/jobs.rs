@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{Resource, ResourceExt};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::net::TcpStream;
 
 use super::reconcile::Context;
@@ -60,11 +60,12 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     ctx.connections.advance(&owner, connect);
 }
 
-/// Cancels everything of a DataPlane that goes.
-pub fn cancel(ctx: &Context, dataplane: &DataPlane) {
-    ctx.trials.cancel(&owner(dataplane));
-    ctx.connections.cancel(&owner(dataplane));
-    ctx.writes.forget(dataplane.meta().uid.as_deref().unwrap_or_default());
+/// Cancels everything of a DataPlane that goes or has gone.
+pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
+    let owner = format!("{}/{}", dataplane.namespace.as_deref().unwrap_or_default(), dataplane.name);
+    ctx.trials.cancel(&owner);
+    ctx.connections.cancel(&owner);
+    ctx.backoff.succeeded(dataplane);
 }
 
 /// What the preview Services of a DataPlane answered.

@@ -28,6 +28,9 @@ use crate::{
 /// Before a pass that found its caches behind the API looks again.
 const SOON: Duration = Duration::from_millis(100);
 
+/// Between two passes if nothing happens. A pass that finds nothing to do asks nothing of the API.
+const RESYNC: Duration = Duration::from_secs(300);
+
 /// What a pass works with.
 pub struct Context {
     /// Client of the operator's service account.
@@ -89,7 +92,8 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let uid = dataplane.uid().unwrap_or_default();
     let namespace = dataplane.namespace().unwrap_or_default();
     if dataplane.metadata.deletion_timestamp.is_some() {
-        jobs::cancel(&ctx, &dataplane);
+        jobs::cancel(&ctx, &ObjectRef::from_obj(dataplane.as_ref()));
+        ctx.writes.forget(&uid);
         return Ok(Action::await_change());
     }
     if !ctx.writes.seen(&uid, |object| ctx.caches.version(&namespace, object)) {
@@ -111,10 +115,9 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     };
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail
     let planned = build::render(&intent, &observed, &plan); // pure
-    let status = status::report(&intent, &observed, &plan, now); // pure
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
-    if plan.begins_to_switch
+    if plan.confirms
         && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies).await.map_err(Error::Confirm)?
     {
         return Ok(Action::requeue(SOON)); // the caches are behind: what they show next wakes us too
@@ -125,14 +128,22 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
         authority: ctx.authority.as_ref(),
         intent: &intent,
     };
-    apply::converge(&writer, &observed, &planned).await.map_err(Error::Converge)?; // writes
-    jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits
-    publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
-    publish::tell(&ctx.client, &ctx.identity, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await; // writes
+    let converged = apply::converge(&writer, &observed, &planned).await; // writes
+    let trouble = converged.as_ref().err().filter(|error| !error.is_conflict()).map(apply::Error::sentence);
+    if trouble.is_none() {
+        converged.map_err(Error::Converge)?;
+        let status = status::report(&intent, &observed, &plan, None, now); // pure
+        publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
+        jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits; what was said is on record by now
+        publish::tell(&ctx.client, &ctx.identity, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await;
+    } else {
+        let status = status::report(&intent, &observed, &plan, trouble.as_deref(), now); // pure
+        publish::trouble(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
+        converged.map_err(Error::Converge)?;
+    }
 
     ctx.backoff.succeeded(&ObjectRef::from_obj(dataplane.as_ref()));
-    Ok(plan.again.map_or_else(Action::await_change, |at| {
-        let wait = at.duration_since(now);
-        Action::requeue(Duration::try_from(wait).unwrap_or_default())
-    }))
+    // A watch that was taken up again does not tell what vanished meanwhile: every now and then we look by ourselves.
+    let wait = plan.again.map_or(RESYNC, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    Ok(Action::requeue(wait.min(RESYNC)))
 }

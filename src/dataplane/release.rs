@@ -3,7 +3,7 @@
 //! Services, Deployments and Secrets carry a finalizer, so that a deleted one serves until its DataPlane goes. When it
 //! has gone there is no object left to reconcile, so this listens to the same changes and looks for what is left over.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use k8s_openapi::NamespaceResourceScope;
@@ -13,20 +13,55 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{apply, reconcile::Context};
+use super::{apply, jobs, reconcile::Context};
 use crate::{api::DataPlane, model::names};
 
-/// Before an object that could not be released is tried again.
-const RETRY: Duration = Duration::from_secs(2);
+/// Between two looks at everything: a watch that was taken up again does not tell what vanished meanwhile, and an
+/// object that could not be released is tried again then.
+const ROUND: Duration = Duration::from_secs(30);
 
 /// Runs until `changes` ends.
 pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<DataPlane>>) {
-    while let Some(owner) = changes.next().await {
-        while let Err(error) = sweep(&ctx, &owner).await {
-            tracing::warn!(owner = %owner, %error, "an object could not be released and is tried again");
-            tokio::time::sleep(RETRY).await;
+    let mut rounds = tokio::time::interval(ROUND);
+    loop {
+        let owners = tokio::select! {
+            change = changes.next() => match change {
+                Some(owner) => vec![owner],
+                None => return,
+            },
+            _ = rounds.tick() => owners(&ctx),
+        };
+        for owner in owners {
+            if ctx.caches.dataplanes.get(&owner).is_none() {
+                jobs::cancel(&ctx, &owner);
+            }
+            if let Err(error) = sweep(&ctx, &owner).await {
+                tracing::warn!(%owner, %error, "an object could not be released and is tried again");
+            }
         }
     }
+}
+
+/// The owners of everything that is terminating.
+fn owners(ctx: &Context) -> Vec<ObjectRef<DataPlane>> {
+    let mut owners = BTreeSet::new();
+    let mut note = |namespace: Option<String>, name: Option<String>| owners.extend(namespace.zip(name));
+    terminating(&ctx.caches.services).for_each(|(namespace, name)| note(namespace, name));
+    terminating(&ctx.caches.deployments).for_each(|(namespace, name)| note(namespace, name));
+    terminating(&ctx.caches.secrets).for_each(|(namespace, name)| note(namespace, name));
+    owners.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)).collect()
+}
+
+fn terminating<K>(store: &Store<K>) -> impl Iterator<Item = (Option<String>, Option<String>)>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let marked = store.state_filter(|object| object.meta().deletion_timestamp.is_some());
+    marked.into_iter().map(|object| {
+        let owner =
+            object.owner_references().iter().find(|owner| owner.kind == "DataPlane").map(|owner| owner.name.clone());
+        (object.namespace(), owner)
+    })
 }
 
 async fn sweep(ctx: &Context, owner: &ObjectRef<DataPlane>) -> Result<(), kube::Error> {

@@ -59,8 +59,6 @@ pub struct Intent {
     pub approved: bool,
     /// What the matching policies demand.
     pub rules: Rules,
-    /// The DataPlane is being deleted.
-    pub terminating: bool,
 }
 
 impl Intent {

@@ -143,6 +143,16 @@ impl Observed {
         self.deployments.iter().map(Arc::as_ref).find(|deployment| side_of(*deployment).as_ref() == Some(selector))
     }
 
+    /// The selector of the one Deployment that is labelled live; none where there are several.
+    #[must_use]
+    pub fn labelled_live(&self) -> Option<Selector> {
+        let live = |deployment: &&Arc<Deployment>| {
+            deployment.labels().get(names::DEPLOYMENT_STATE).is_some_and(|state| state == State::Live.as_str())
+        };
+        let mut labelled = self.deployments.iter().filter(live);
+        labelled.next().filter(|_| labelled.next().is_none()).and_then(|deployment| side_of(deployment.as_ref()))
+    }
+
     /// The Pods of a side.
     pub fn pods_of<'a>(&'a self, selector: &'a Selector) -> impl Iterator<Item = &'a Pod> {
         self.pods

@@ -67,14 +67,22 @@ impl Toolchain {
         if added.is_ok_and(|status| status.success()) && has_target() {
             return Ok(Self::Own);
         }
-        let [rustc, cargo, linker] = ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/bin/wasm-ld-19"].map(PathBuf::from);
-        if [&rustc, &cargo, &linker].iter().all(|path| path.exists()) {
-            return Ok(Self::Debian { rustc, cargo, linker });
+        if let Some(debian) = Self::debian() {
+            return Ok(debian);
         }
-        bail!(
-            "no compiler for {TARGET}: run `rustup target add {TARGET}`, or on Debian \
-             `apt-get install rustc-web cargo-web rust-web-src lld-19`"
-        )
+        install_packages();
+        Self::debian().with_context(|| {
+            format!(
+                "no compiler for {TARGET}: run `rustup target add {TARGET}`, or on Debian, as root, `apt-get install {}`",
+                PACKAGES.join(" ")
+            )
+        })
+    }
+
+    /// Debian's, where it is installed.
+    fn debian() -> Option<Self> {
+        let [rustc, cargo, linker] = ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/bin/wasm-ld-19"].map(PathBuf::from);
+        [&rustc, &cargo, &linker].iter().all(|path| path.exists()).then_some(Self::Debian { rustc, cargo, linker })
     }
 
     fn compile(&self, root: &Path, target: &Path) -> Result<()> {
@@ -103,6 +111,21 @@ impl Toolchain {
         }
         Ok(())
     }
+}
+
+/// Debian's compiler, the sources of its standard library, and a linker for WebAssembly.
+const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld-19"];
+
+/// Tries to install them. Where that fails (not root, not Debian), what is still missing says so better than apt does.
+#[expect(clippy::print_stderr, reason = "it takes minutes: whoever waits should know for what")]
+fn install_packages() {
+    eprintln!("rustup has no {TARGET} here; installing Debian's {}", PACKAGES.join(" "));
+    let apt = |arguments: &[&str]| {
+        let ended =
+            Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet").args(arguments).status();
+        ended.is_ok_and(|status| status.success())
+    };
+    let _ = apt(&["update"]) && apt(&[&["install", "--yes", "--no-install-recommends"], &PACKAGES[..]].concat());
 }
 
 /// The cargo that runs us, so that one toolchain builds everything.

@@ -46,6 +46,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// What people read in a condition: what could not be done, and what the API said.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let cause = std::error::Error::source(self).map(ToString::to_string).unwrap_or_default();
+        format!("{self}: {cause}")
+    }
+
     /// Somebody else wrote in between: not a failure, the next pass decides afresh.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
@@ -112,13 +119,14 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
 }
 
 async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> Result<(), Error> {
-    let Surplus { deployments, services, records, promotions } = surplus;
+    let Surplus { deployments, secrets, services, records, promotions } = surplus;
     for name in deployments {
-        let secret = observed.secrets.iter().find(|secret| secret.name_any() == *name);
         if let Some(deployment) = observed.deployments.iter().find(|deployment| deployment.name_any() == *name) {
             writer.remove(deployment.as_ref()).await?;
         }
-        if let Some(secret) = secret {
+    }
+    for name in secrets {
+        if let Some(secret) = observed.secrets.iter().find(|secret| secret.name_any() == *name) {
             writer.remove(secret.as_ref()).await?;
         }
     }

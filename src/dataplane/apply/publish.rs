@@ -12,7 +12,7 @@ use super::{Error, Writer, failed};
 use crate::{
     api::{DataPlane, Promotion, dataplane::DataPlaneStatus, promotion::PromotionStatus},
     dataplane::{build, status::Note},
-    model::{Observed, Plan, names},
+    model::{Observed, Phase, Plan, names},
 };
 
 /// Publishes what this pass decided. One status write for each object at most.
@@ -37,6 +37,22 @@ pub async fn publish(
         writer.dataplane_status(status, only_if).await?;
     }
     Ok(())
+}
+
+/// Publishes why the cluster could not be made what was planned. Of the upgrade only what moves traffic back is
+/// recorded: nothing else of the plan has come true.
+///
+/// # Errors
+/// The write that failed.
+pub async fn trouble(
+    writer: &Writer<'_>,
+    observed: &Observed,
+    plan: &Plan,
+    status: &DataPlaneStatus,
+) -> Result<(), Error> {
+    let moving = plan.phase == Phase::Switching && !plan.arms;
+    let plan = Plan { promotion: plan.promotion.clone().filter(|_| moving), arms: false, ..plan.clone() };
+    publish(writer, observed, &plan, status).await
 }
 
 /// Tells people what changed. An Event that is lost loses nothing: everything in it is also in a status.

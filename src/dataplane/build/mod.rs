@@ -61,8 +61,10 @@ pub struct CertificateOrder {
 /// Names of what no side needs any more.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Surplus {
-    /// Deployments, each with the Secret of the same name.
+    /// Deployments.
     pub deployments: Vec<String>,
+    /// Secrets whose Deployment is gone or goes.
+    pub secrets: Vec<String>,
     /// Services.
     pub services: Vec<String>,
     /// Records of wishes.
@@ -82,12 +84,13 @@ pub fn render(intent: &Intent, observed: &Observed, plan: &Plan) -> Planned {
     let sides = plan.sides.iter();
     let mut services = service::pair(intent, observed, State::Live, &plan.live);
     services.extend(plan.preview.iter().flat_map(|preview| service::pair(intent, observed, State::Preview, preview)));
+    let certificates: Vec<_> = sides.clone().map(|side| certificate(intent, observed, side)).collect();
     Planned {
         approval: plan.approval.clone(),
         records: plan.records.iter().map(|planned| record(intent, planned)).collect(),
         promotion: plan.promotion.clone(),
-        certificates: sides.clone().map(|side| certificate(intent, observed, side)).collect(),
-        surplus: surplus(observed, plan, &services),
+        surplus: surplus(observed, plan, &services, &certificates),
+        certificates,
         services,
         deployments: sides.map(|side| deployment::render(intent, observed, side)).collect(),
     }
@@ -190,7 +193,7 @@ fn certificate(intent: &Intent, observed: &Observed, side: &crate::model::plan::
     }
 }
 
-fn surplus(observed: &Observed, plan: &Plan, services: &[Object]) -> Surplus {
+fn surplus(observed: &Observed, plan: &Plan, services: &[Object], certificates: &[CertificateOrder]) -> Surplus {
     use kube::ResourceExt;
     let planned = |name: &String| services.iter().any(|service| service.name == *name);
     // The live and the staged wish stay whatever their age, and what a Deployment was rendered from.
@@ -209,8 +212,15 @@ fn surplus(observed: &Observed, plan: &Plan, services: &[Object]) -> Surplus {
         .filter(|promotion| crate::model::observed::verdict(promotion).is_some())
         .map(|promotion| promotion.name_any())
         .collect();
+    let retired = super::plan::retired(observed, plan);
+    // A Secret has the name of the Deployment that mounts it.
+    let mounted =
+        |name: &String| observed.deployments.iter().any(|known| known.name_any() == *name) && !retired.contains(name);
+    let ordered = |name: &String| certificates.iter().any(|order| order.name == *name);
+    let secrets = observed.secrets.iter().map(|secret| secret.name_any());
     Surplus {
-        deployments: super::plan::retired(observed, plan),
+        secrets: secrets.filter(|name| !ordered(name) && !mounted(name)).collect(),
+        deployments: retired,
         services: observed.services.values().map(|service| service.name_any()).filter(|name| !planned(name)).collect(),
         records: history
             .into_iter()

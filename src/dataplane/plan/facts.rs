@@ -105,14 +105,16 @@ pub enum Traffic {
     Moved,
 }
 
-/// The live side: what the live Services select. A lost status changes nothing.
+/// The live side: the Deployment that carries the label. A lost status changes nothing.
 pub(super) fn live_selector(intent: &Intent, observed: &Observed) -> Selector {
     if let Some(commit) = observed.open().and_then(|open| open.status.as_ref()?.commit.as_ref()) {
         // While traffic moves, the Services disagree; the commit says which side is which.
         return Selector::from(commit.from.as_str());
     }
+    // The label, not the Service: a selector that somebody bent has to be bent back, not believed.
     observed
-        .selects(State::Live, Role::Ingress)
+        .labelled_live()
+        .or_else(|| observed.selects(State::Live, Role::Ingress))
         .or_else(|| observed.selects(State::Live, Role::Admin))
         .or_else(|| observed.status.as_ref()?.selector.as_deref().map(Selector::from))
         .unwrap_or_else(|| Selector::founding(&intent.owner.uid))
@@ -280,7 +282,7 @@ pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
 pub(super) fn converged(intent: &Intent, observed: &Observed, side: &Selector) -> bool {
     let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| pod.uid).collect();
     let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
-    taking.len() >= usize::try_from(intent.replicas.max(1)).unwrap_or_default() && taking.is_subset(&own)
+    taking.len() >= usize::try_from(intent.replicas).unwrap_or_default() && taking.is_subset(&own)
 }
 
 /// The API refuses changes of the spec: its rule looks at this very condition.

@@ -184,7 +184,11 @@ fn advance(
         GateOutcome::Fail | GateOutcome::Inconclusive | GateOutcome::Error => {
             match observed.plugins.get(&gate.plugin) {
                 Some(Plugin::Ready(digest)) if digest.as_str() != prior.digest => again(1, None),
-                _ if prior.digest.is_empty() => again(1, None),
+                _ if prior.digest.is_empty() => {
+                    let next = again(1, None);
+                    let same = next.reason == prior.reason && next.message == prior.message;
+                    if same { prior.clone() } else { next }
+                }
                 _ => prior.clone(),
             }
         }

@@ -42,8 +42,9 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         trials: scene.trials(phase),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
-        begins_to_switch: phase == Phase::Switching && scene.facts.traffic == Moved::Armed,
-        again: scene.again(phase, promotion.as_ref()),
+        confirms: (phase == Phase::Switching && scene.facts.traffic == Moved::Armed)
+            || (phase == Phase::InPlace && scene.facts.wanted == Wanted::New),
+        again: scene.again(promotion.as_ref()),
         promotion,
     }
 }
@@ -89,7 +90,11 @@ impl<'a> Scene<'a> {
         };
         let staged = match upgrade {
             Some(open) => {
-                observed.record(&open.spec.revision).map(|record| (record.wish.clone(), open.spec.revision.clone()))
+                let recorded = observed.record(&open.spec.revision).map(|record| record.wish.clone());
+                // A record that somebody deleted is written again from the spec, if that is still the same wish.
+                let still_wanted =
+                    || intent.wanted.clone().ok().filter(|wish| wish.revision().as_str() == open.spec.revision);
+                recorded.or_else(still_wanted).map(|wish| (wish, open.spec.revision.clone()))
             }
             None => intent.wanted.as_ref().ok().map(|wish| (wish.clone(), wish.revision().to_string())),
         };
@@ -148,6 +153,8 @@ impl<'a> Scene<'a> {
             return None;
         }
         if let Some(stale) = self.stale
+            // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
+            && (self.intent.rules.governed || self.facts.wanted == Wanted::Live)
             && stale.status.as_ref().is_some_and(|status| status.approval.is_some())
         {
             return Some(format!("it was given for revision {}, which is no longer wanted", stale.spec.revision));
@@ -381,10 +388,18 @@ impl<'a> Scene<'a> {
         facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
     }
 
-    /// The replaced side has lived on long enough, counted from when all traffic had moved.
+    /// The replaced side has lived on long enough, counted from when all traffic had moved. It is not waited for while
+    /// the new Pods are broken, unless something else is wanted by now: then waiting would keep the cure away.
     fn drained(&self) -> bool {
-        let since = self.upgrade.and_then(|open| open.status.as_ref()?.switched_at.as_ref());
-        facts::overdue(since.map(|since| since.0), self.intent.rules.scale_down_delay, self.now)
+        let Some(status) = self.upgrade.and_then(|open| open.status.as_ref()) else { return false };
+        let rules = &self.intent.rules;
+        let since = |time: Option<&Time>, limit| facts::overdue(time.map(|time| time.0), limit, self.now);
+        let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
+        if facts::converged(self.intent, self.observed, &self.candidate) {
+            since(status.switched_at.as_ref(), rules.scale_down_delay)
+        } else {
+            self.facts.wanted == Wanted::New && self.marked() && since(moved_at, rules.progress_deadline)
+        }
     }
 
     fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
@@ -432,10 +447,15 @@ impl<'a> Scene<'a> {
 
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
         let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
-        let waits = matches!(phase, Phase::Staging | Phase::Judging);
+        // Each wait has its own clock: it stops where no machine is waited for.
+        let waits = match phase {
+            Phase::Staging | Phase::Judging => true,
+            Phase::Switching => self.facts.traffic == Moved::Moving,
+            _ => false,
+        };
         let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
         let voided = self.voided();
-        let approval = match (self.intent.approved && !voided && self.intent.rules.governed, before.approval.clone()) {
+        let approval = match (self.intent.approved && !voided, before.approval.clone()) {
             _ if moving => before.approval.clone(),
             (true, Some(approval)) => Some(approval),
             (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
@@ -485,8 +505,8 @@ impl<'a> Scene<'a> {
                 back: false,
             }),
             (Phase::Switching, Some(commit)) => {
-                let late =
-                    facts::overdue(commit.at.as_ref().map(|at| at.0), self.intent.rules.progress_deadline, self.now);
+                // Counted from when a pass first saw traffic move: while nobody looked, nobody was late.
+                let late = self.overdue();
                 let moving = self.facts.traffic == Moved::Moving;
                 Some(Commit { back: commit.back || (moving && late), ..commit.clone() })
             }
@@ -506,23 +526,18 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn again(&self, phase: Phase, promotion: Option<&PlannedPromotion>) -> Option<Timestamp> {
+    fn again(&self, promotion: Option<&PlannedPromotion>) -> Option<Timestamp> {
         let rules = &self.intent.rules;
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
         let waiting =
             due(status.and_then(|status| status.progressing_since.as_ref()).map(|at| at.0), rules.progress_deadline);
-        let switching = match phase {
-            Phase::Switching => due(
-                status.and_then(|status| status.commit.as_ref()?.at.as_ref()).map(|at| at.0),
-                rules.progress_deadline,
-            ),
-            _ => None,
-        };
         let draining =
             due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
-        [waiting, switching, draining, self.judged.again].into_iter().flatten().min()
+        // An evidence's time that is over waits for the candidate, and the candidate wakes us.
+        let judging = self.judged.again.filter(|at| *at > self.now);
+        [waiting, draining, judging].into_iter().flatten().min()
     }
 }
 
@@ -537,11 +552,121 @@ fn summary(status: &PromotionStatus, gates: usize) -> Option<String> {
     (total > 0).then(|| format!("{passed}/{total}"))
 }
 
-/// Deployments that no side needs any more, by name; each goes with its Secret.
+/// Deployments that no side needs any more, by name. One that takes live traffic is needed, whatever was planned.
 #[must_use]
 pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
-    let stays = |selector: &Selector| plan.sides.iter().any(|side| side.selector == *selector);
+    let serves = |side: &Selector| {
+        [names::Role::Ingress, names::Role::Admin]
+            .iter()
+            .any(|role| observed.selects(State::Live, *role).as_ref() == Some(side))
+    };
+    let stays = |side: &Selector| plan.sides.iter().any(|planned| planned.selector == *side) || serves(side);
     let surplus =
         observed.deployments.iter().filter(|deployment| side_of(deployment.as_ref()).is_none_or(|side| !stays(&side)));
     surplus.map(|deployment| deployment.name_any()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::promotion::{GateEvidence, GateOutcome},
+        dataplane::fixtures,
+        model::names::Role,
+    };
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).expect("a time")
+    }
+
+    /// `kong:3.9` live by record, its Deployment and its Services in place.
+    fn settled() -> Observed {
+        let wish = fixtures::intent("kong:3.9").wanted.expect("a wish");
+        let selector = Selector::founding("uid");
+        let labels = json!({names::SELECTOR: selector.as_str(), names::DEPLOYMENT_STATE: "live"});
+        let deployment = json!({"metadata": {"name": "live", "labels": labels}});
+        let service = |role: Role| {
+            let service = json!({"metadata": {"name": role.as_str()}, "spec": {"selector": {names::SELECTOR: selector.as_str()}}});
+            ((State::Live, role), Arc::new(serde_json::from_value(service).expect("a Service")))
+        };
+        Observed {
+            records: vec![Record { name: "record".into(), revision: wish.revision(), wish, ordinal: 1 }],
+            deployments: vec![Arc::new(serde_json::from_value(deployment).expect("a Deployment"))],
+            services: [service(Role::Ingress), service(Role::Admin)].into(),
+            ..Observed::default()
+        }
+    }
+
+    #[test]
+    fn a_bent_service_neither_moves_the_live_side_nor_removes_it() {
+        let mut observed = settled();
+        let bent = json!({"metadata": {"name": "ingress"}, "spec": {"selector": {names::SELECTOR: "somebody else"}}});
+        observed
+            .services
+            .insert((State::Live, Role::Ingress), Arc::new(serde_json::from_value(bent).expect("a Service")));
+        let plan = decide(&fixtures::intent("kong:3.9"), &observed, now());
+        assert_eq!((plan.phase, &plan.live.selector), (Phase::Settled, &Selector::founding("uid")));
+        assert!(retired(&observed, &plan).is_empty());
+    }
+
+    #[test]
+    fn a_deployment_that_takes_live_traffic_is_never_retired() {
+        let observed = settled();
+        let mut plan = decide(&fixtures::intent("kong:3.9"), &observed, now());
+        plan.sides.clear();
+        assert!(retired(&observed, &plan).is_empty());
+    }
+
+    #[test]
+    fn evidence_whose_time_is_over_does_not_ask_for_a_pass_at_once() {
+        let mut observed = settled();
+        let intent = fixtures::governed("kong:3.10");
+        let opened = decide(&intent, &observed, now()).promotion.expect("an upgrade");
+        let gate = &intent.rules.gates[0];
+        let waiting = GateEvidence {
+            name: gate.name.clone(),
+            entry_hash: gate.hash.clone(),
+            outcome: GateOutcome::Retrying,
+            not_before: Some(MicroTime(now() - std::time::Duration::from_secs(5))),
+            ..GateEvidence::default()
+        };
+        let mut promotion = Promotion::new(
+            &opened.name,
+            crate::api::promotion::PromotionSpec {
+                data_plane: "dp".into(),
+                revision: opened.revision.to_string(),
+                generation: 1,
+            },
+        );
+        promotion.status = Some(PromotionStatus { gates: vec![waiting], ..opened.status });
+        observed.promotions.push(Arc::new(promotion));
+        observed.records.push(Record {
+            name: "staged".into(),
+            revision: opened.revision,
+            wish: intent.wanted.clone().expect("a wish"),
+            ordinal: 0,
+        });
+        let plan = decide(&intent, &observed, now());
+        assert_eq!(plan.phase, Phase::Staging);
+        assert!(plan.again.is_some_and(|at| at > now()), "{:?}", plan.again);
+    }
+
+    #[test]
+    fn a_deleted_record_is_written_again_from_the_spec() {
+        let mut observed = settled();
+        let intent = fixtures::intent("kong:3.10");
+        let opened = decide(&intent, &observed, now()).promotion.expect("an upgrade");
+        let spec = crate::api::promotion::PromotionSpec {
+            data_plane: "dp".into(),
+            revision: opened.revision.to_string(),
+            generation: 1,
+        };
+        observed.promotions.push(Arc::new(Promotion::new(&opened.name, spec)));
+        let plan = decide(&intent, &observed, now());
+        assert_eq!(plan.records.iter().map(|record| record.revision.clone()).collect::<Vec<_>>(), [opened.revision]);
+        assert_eq!(plan.sides.len(), 2, "the candidate keeps its Deployment");
+    }
 }

@@ -31,11 +31,17 @@ pub struct Note {
 
 /// The status of a DataPlane after this pass.
 #[must_use]
-pub fn report(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp) -> DataPlaneStatus {
+pub fn report(
+    intent: &Intent,
+    observed: &Observed,
+    plan: &Plan,
+    trouble: Option<&str>,
+    now: Timestamp,
+) -> DataPlaneStatus {
     let live = observed.services.get(&(State::Live, Role::Ingress));
     let before = observed.status.clone().unwrap_or_default();
     let deployment = observed.deployment(&plan.live.selector).and_then(|deployment| deployment.status.as_ref());
-    let mut conditions = vec![ready(intent, observed, plan)];
+    let mut conditions = vec![ready(intent, observed, plan, trouble)];
     conditions.extend(stalled(intent, plan));
     DataPlaneStatus {
         conditions: settle(&before.conditions, conditions, now),
@@ -45,7 +51,7 @@ pub fn report(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp)
         ready_replicas: deployment.and_then(|status| status.ready_replicas).unwrap_or_default(),
         replicas: deployment.and_then(|status| status.replicas).unwrap_or_default(),
         rollout: (intent.strategy == Strategy::BlueGreen || under_way(plan))
-            .then(|| rollout(intent, observed, plan, now)),
+            .then(|| rollout(intent, observed, plan, trouble, now)),
     }
 }
 
@@ -53,15 +59,21 @@ fn under_way(plan: &Plan) -> bool {
     matches!(plan.phase, Phase::Switching | Phase::Draining)
 }
 
-fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp) -> RolloutStatus {
+fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str>, now: Timestamp) -> RolloutStatus {
     let before = observed.status.as_ref().and_then(|status| status.rollout.clone()).unwrap_or_default();
-    let later_edit = under_way(plan) && !about_wanted(intent, plan);
+    let later_edit = plan.promotion.is_some() && plan.phase != Phase::Settled && !about_wanted(intent, plan);
+    let (reason, message) = match trouble {
+        // Traffic that is being moved keeps the spec frozen, whatever stands in its way.
+        Some(trouble) if plan.phase == Phase::Switching && !plan.arms => (plan.reason, trouble.to_owned()),
+        Some(trouble) => (Reason::Failed, trouble.to_owned()),
+        None => (plan.reason, plan.message.clone()),
+    };
     let condition = Condition {
         type_: "RolledOut".into(),
-        status: if plan.reason == Reason::PromotionDone { "True" } else { "False" }.into(),
-        reason: plan.reason.as_str().into(),
-        message: plan.message.clone(),
-        // An edit that waits for the drain is not what this condition is about.
+        status: if reason == Reason::PromotionDone { "True" } else { "False" }.into(),
+        reason: reason.as_str().into(),
+        message,
+        // An edit that waits, or was refused, is not what this condition is about.
         observed_generation: if later_edit {
             generation(&before.conditions, "RolledOut")
         } else {
@@ -93,7 +105,7 @@ fn about_wanted(intent: &Intent, plan: &Plan) -> bool {
 }
 
 /// `Ready`: the live side, whatever is being prepared beside it. Its generation is the one that is live.
-fn ready(intent: &Intent, observed: &Observed, plan: &Plan) -> Condition {
+fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str>) -> Condition {
     let before = observed.status.as_ref().and_then(|status| generation(&status.conditions, "Ready"));
     let live_is_wanted = match plan.phase {
         Phase::Founding | Phase::InPlace => true,
@@ -107,7 +119,9 @@ fn ready(intent: &Intent, observed: &Observed, plan: &Plan) -> Condition {
         | Phase::Switching
         | Phase::Failed => false,
     };
-    let (status, reason, message) = match unready(intent, observed, plan) {
+    let founding_trouble = trouble.filter(|_| matches!(plan.phase, Phase::Founding | Phase::InPlace));
+    let founding_trouble = founding_trouble.map(|trouble| ("UnableToProvision", trouble.to_owned()));
+    let (status, reason, message) = match founding_trouble.or_else(|| unready(intent, observed, plan)) {
         Some((reason, message)) => ("False", reason, message),
         None => ("True", "Ready", String::new()),
     };

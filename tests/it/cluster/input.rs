@@ -1,7 +1,9 @@
 //! Bad input: a condition that names the field, nothing that runs is touched, and an upgrade that is held, not lost.
 
 use anyhow::Result;
+use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
+use sluice::model::names;
 use sluice_harness::kit;
 
 use super::{World, smoke};
@@ -42,14 +44,56 @@ fn a_bad_edit_does_not_stop_the_upgrade_that_is_under_way() -> Result<()> {
         world.image("kong:1.0").await?;
         let message = world.condition("Stalled", "InvalidSpec").await?;
         assert!(message.contains("containers[proxy].image"), "{message}");
-        world.reason("AwaitingPromotion").await?;
+        world.still("AwaitingPromotion").await?;
         world.approve().await?;
-        world.reason("PromotionDone").await?;
+        world.still("PromotionDone").await?;
         assert_eq!(world.live_image().await?, "kong:3.10");
         let message = world.reason("Failed").await?;
         assert!(message.contains("kong:1.0"), "{message}");
         world.image("kong:3.10").await?;
         world.at_rest("kong:3.10").await
+    })
+}
+
+#[test]
+fn what_the_api_refuses_is_said_and_a_better_spec_goes_on() -> Result<()> {
+    kit::run(async |kit| {
+        let world = World::gated(kit).await?;
+        let mount = json!([{ "op": "add", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/volumeMounts",
+            "value": [{ "name": "no-such-volume", "mountPath": "/data" }] }]);
+        kit.kubectl(&["patch", "dataplane", super::NAME, "--type=json", &format!("--patch={mount}")])?;
+        let message = world.reason("Failed").await?;
+        assert!(message.contains("no-such-volume"), "{message}");
+        assert_eq!(world.live_image().await?, "kong:3.9");
+        world.create("kong:3.10")?;
+        let unmount =
+            json!([{ "op": "remove", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/volumeMounts" }]);
+        kit.kubectl(&["patch", "dataplane", super::NAME, "--type=json", &format!("--patch={unmount}")])?;
+        world.reason("AwaitingPromotion").await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_bent_live_service_is_bent_back_and_the_live_pods_stay() -> Result<()> {
+    kit::run(async |kit| {
+        let world = World::gated(kit).await?;
+        world.image("kong:3.11").await?;
+        world.reason("GatesFailed").await?;
+        let dataplane = world.dataplane().await?;
+        let status = dataplane.status.unwrap_or_default();
+        let service = status.service.unwrap_or_default();
+        let refused = status.rollout.and_then(|rollout| rollout.deployment?.selector).unwrap_or_default();
+        let live = status.selector.unwrap_or_default();
+        let patch = json!({ "spec": { "selector": { names::SELECTOR: refused } } });
+        kit.kubectl(&["patch", "service", &service, &format!("--patch={patch}")])?;
+        let back = |found: Option<&Service>| {
+            let selector = found.and_then(|service| service.spec.as_ref()?.selector.as_ref()?.get(names::SELECTOR));
+            selector == Some(&live)
+        };
+        kit.wait::<Service>(&service, "select the live side again", back).await?;
+        assert_eq!(world.live_image().await?, "kong:3.9");
+        Ok(())
     })
 }
 

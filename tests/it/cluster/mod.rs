@@ -95,6 +95,13 @@ impl<'a> World<'a> {
         Ok(found.as_ref().and_then(rolled_out).map(|condition| condition.message.clone()).unwrap_or_default())
     }
 
+    /// The same, for an upgrade that goes on while the newest generation is refused.
+    async fn still(&self, reason: &str) -> Result<()> {
+        let says = |dataplane: Option<&DataPlane>| dataplane.and_then(reason_of).as_deref() == Some(reason);
+        self.kit.wait::<DataPlane>(NAME, &format!("become {reason}"), says).await?;
+        Ok(())
+    }
+
     /// Waits until a condition of a DataPlane holds with this reason; returns its message.
     async fn condition(&self, type_: &str, reason: &str) -> Result<String> {
         let find = |dataplane: &DataPlane| {
