@@ -1,4 +1,62 @@
-//! Sluice.
+//! Sluice runs Kong's `DataPlane` objects on Kubernetes, and lets WebAssembly gates judge the preview of an upgrade
+//! before the annotation that promotes it is honoured. This page is the map of the house.
+//!
+//! # Bird's eye view
+//!
+//! A `DataPlane` becomes Deployments and Services. When its Pod template or its ports change, the live side keeps
+//! serving while a second one, the candidate, starts behind preview Services. Policies attach gates to DataPlanes: each
+//! gate is a component behind the contract in `wit/`, run in a sandbox in this process, and it speaks to the candidate
+//! only. When every gate has passed and somebody has approved, both live Services switch; the replaced side lives on
+//! for a while and goes. A `Promotion` object records all of it.
+//!
+//! Three promises rank above everything else, in this order: **no bypass** (a live selector moves only to a revision
+//! that passed every gate), **nothing lost** (a crash between any two writes heals by itself), **drop-in** (what was
+//! written for Kong's operator works unchanged).
+//!
+//! # The corridor
+//!
+//! One pass over one DataPlane is the list of verbs in [`dataplane::reconcile`], each in a room of its own:
+//!
+//! ```text
+//! check -> observe -> plan -> build -> apply -> jobs -> status -> publish
+//! pure     caches     pure    pure     writes   tasks   pure      writes
+//! ```
+//!
+//! Data changes its name with its state: objects -> [`model::Intent`] and [`model::Observed`] -> facts -> phase ->
+//! [`model::Plan`] -> rendered objects -> status. Facts decide in one exhaustive match ([`dataplane::plan::phase`]);
+//! the phase before is never asked. What cannot be observed again lives in the `Promotion`.
+//!
+//! **Intent first.** An attempt of a gate, the commit and the freeze of the spec are published in one pass, and only a
+//! later pass that observes them starts the trial or switches a Service. So whoever is killed between two writes has
+//! left behind either nothing or a promise that the next process keeps.
+//!
+//! # The rooms, in walking order
+//!
+//! | room | job |
+//! |---|---|
+//! | [`cli`] | the command line; the only room with `anyhow` |
+//! | [`telemetry`] | logs, metrics, health |
+//! | [`api`] | wire nouns: custom resources, the only room with schemas and CEL |
+//! | [`model`] | inner nouns: intent, observed, plan, trial, names |
+//! | [`cluster`] | what every controller needs: caches, memory of writes, back-off |
+//! | [`dataplane`] | the corridor of a DataPlane |
+//! | [`gateplugin`] | the corridor of a plugin: bytes -> loaded -> described |
+//! | [`promotionpolicy`] | the corridor of a policy: what is wrong with it, before any upgrade |
+//! | [`gate`] | runs trials; knows WebAssembly, not Kubernetes |
+//!
+//! Outside of `src`: `wit/` is the wall, `plugins/` the guest's side of it, `deploy/` what an admin applies, `tests/`
+//! what needs more than one room and the cluster it runs on.
+//!
+//! # What is deliberately absent
+//!
+//! - **No await, clock, client or environment in `check`, `plan`, `build` and `status`.** `now` is an argument. A test
+//!   (`tests/it/house.rs`) reads their sources.
+//! - **Stages do not know each other**; only `reconcile` knows stages. `gate` does not know kube.
+//! - **Nothing waits inside a pass.** Trials and connection checks are jobs that wake a later pass.
+//! - **No decision on a read from the API.** Passes read caches, and never a cache older than their own last write.
+//! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
+//! - **No instance is used twice.** A trial gets a fresh store and leaves nothing behind.
+//! - **No way to pass by breaking.** Whatever is not a verdict is an error, and an error is not a pass.
 
 pub mod api;
 pub mod cli;

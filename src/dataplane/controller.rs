@@ -144,16 +144,17 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
     Ok(())
 }
 
-/// A conflict means that somebody wrote in between: decide afresh at once. Everything else waits, longer each time.
+/// A conflict means that somebody wrote in between: decide afresh, soon. Everything else waits. Both longer each time, for
+/// an object that is not ours may hold the name of one that should be.
 fn retry(dataplane: Arc<DataPlane>, error: &Error, ctx: Arc<Context>) -> Action {
     let object = ObjectRef::from_obj(dataplane.as_ref());
-    let (Error::Converge(cause) | Error::Publish(cause)) = error;
     let wait = ctx.backoff.failed(object.clone(), jitter());
-    if cause.is_conflict() {
+    if error.is_conflict() {
         tracing::debug!(dataplane = %object, "somebody wrote in between");
-        return Action::requeue(std::time::Duration::from_millis(50).min(wait));
+        return Action::requeue(wait / 10);
     }
-    let because = std::error::Error::source(cause).map(ToString::to_string).unwrap_or_default();
-    tracing::error!(dataplane = %object, %error, %cause, because, retry_in = ?wait, "a pass failed");
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let because = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    tracing::error!(dataplane = %object, %error, because, retry_in = ?wait, "a pass failed");
     Action::requeue(wait)
 }

@@ -25,6 +25,9 @@ use crate::{
     telemetry::Metrics,
 };
 
+/// Before a pass that found its caches behind the API looks again.
+const SOON: Duration = Duration::from_millis(100);
+
 /// What a pass works with.
 pub struct Context {
     /// Client of the operator's service account.
@@ -56,12 +59,26 @@ pub struct Context {
 /// Why a pass ended early, one variant for each stage that can fail.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Could not confirm that nothing changed since this pass looked.
+    #[error("could not confirm what a switch is decided on")]
+    Confirm(#[source] kube::Error),
     /// Could not make the cluster what was planned.
     #[error("could not converge")]
     Converge(#[source] apply::Error),
     /// Could not publish what was decided.
     #[error("could not publish")]
     Publish(#[source] apply::Error),
+}
+
+impl Error {
+    /// Somebody else wrote in between: not a failure, the next pass decides afresh.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Confirm(_) => false,
+            Self::Converge(cause) | Self::Publish(cause) => cause.is_conflict(),
+        }
+    }
 }
 
 /// One pass.
@@ -97,6 +114,9 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let status = status::report(&intent, &observed, &plan, now); // pure
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
+    if plan.begins_to_switch && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies).await.map_err(Error::Confirm)? {
+        return Ok(Action::requeue(SOON)); // the caches are behind: what they show next wakes us too
+    }
     let writer = apply::Writer {
         client: ctx.client.clone(),
         writes: &ctx.writes,

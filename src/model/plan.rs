@@ -116,6 +116,8 @@ pub struct Plan {
     /// The status of the DataPlane arms the freeze of the spec: it may only be written to the object this pass
     /// decided on.
     pub arms: bool,
+    /// This pass switches the first Service: what it decided on is confirmed once more.
+    pub begins_to_switch: bool,
     /// When to look again if nothing happens.
     pub again: Option<Timestamp>,
 }

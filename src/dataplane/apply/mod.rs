@@ -83,12 +83,12 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
     for object in records {
         let found = observed.records.iter().find(|record| record.name == object.name);
         if found.is_none_or(|record| object.body["revision"] != record.ordinal) {
-            writer.apply::<ControllerRevision>(object).await?;
+            writer.make::<ControllerRevision>(object, found.is_some()).await?;
         }
     }
     if let Some(promotion) = promotion.as_ref().filter(|promotion| promotion.opens) {
         let body = super::build::promotion(writer.intent, promotion);
-        writer.apply::<Promotion>(&Object { name: promotion.name.clone(), body, only_if: None }).await?;
+        writer.make::<Promotion>(&Object { name: promotion.name.clone(), body, only_if: None }, false).await?;
     }
     for order in certificates {
         let found = observed.secrets.iter().find(|secret| secret.name_any() == order.name);
@@ -97,7 +97,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
                 .authority
                 .issue(order)
                 .map_err(|source| Error::Certificate { name: order.name.clone(), source })?;
-            writer.apply::<Secret>(&issued).await?;
+            writer.make::<Secret>(&issued, found.is_some()).await?;
         }
     }
     for object in services {
@@ -163,10 +163,19 @@ impl Writer<'_> {
         let found = found.and_then(|found| serde_json::to_value(found).ok());
         match &found {
             Some(found) if differ::holds(found, &object.body) => Ok(()),
-            Some(_) => self.apply::<K>(&object).await,
-            // It is not in the cache, so this has to make it: any other object of that name is not ours.
-            None => self.apply::<K>(&Object { only_if: Some(differ::ABSENT.into()), ..object }).await,
+            found => self.make::<K>(&object, found.is_some()).await,
         }
+    }
+
+    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
+    async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        if exists {
+            return self.apply::<K>(object).await;
+        }
+        self.apply::<K>(&Object { only_if: Some(differ::ABSENT.into()), ..object.clone() }).await
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>

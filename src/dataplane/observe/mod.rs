@@ -1,6 +1,8 @@
-//! READS. From the caches and from this process, never from the API: everything that concerns one DataPlane.
+//! READS. From the caches, never from the API but for the one question of [`confirm`]: everything that concerns one
+//! DataPlane.
 
 pub mod caches;
+pub mod confirm;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -263,15 +263,21 @@ pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
         return if all(&from) { Traffic::Returned } else { Traffic::Returning };
     }
     if all(&to) {
-        let promoted: BTreeSet<_> = pods(observed, &to).into_iter().map(|pod| pod.uid).collect();
-        let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
-        let enough = taking.len() >= usize::try_from(intent.replicas.max(1)).unwrap_or_default();
-        return if enough && taking.is_subset(&promoted) { Traffic::Moved } else { Traffic::Moving };
+        // Once it is the live one by record there is no way back: a Pod that breaks then is an outage like any other.
+        let marked = observed.promoted().zip(observed.open()).is_some_and(|(live, open)| live.revision.as_str() == open.spec.revision);
+        return if marked || converged(intent, observed, &to) { Traffic::Moved } else { Traffic::Moving };
     }
     if at.iter().any(|selector| selector.as_ref() == Some(&to)) {
         return Traffic::Moving;
     }
     if frozen(observed) { Traffic::Armed } else { Traffic::Stable }
+}
+
+/// Only ready Pods of this side take the traffic of the live Service, and enough of them.
+pub(super) fn converged(intent: &Intent, observed: &Observed, side: &Selector) -> bool {
+    let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| pod.uid).collect();
+    let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
+    taking.len() >= usize::try_from(intent.replicas.max(1)).unwrap_or_default() && taking.is_subset(&own)
 }
 
 /// The API refuses changes of the spec: its rule looks at this very condition.

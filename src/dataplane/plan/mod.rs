@@ -42,6 +42,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         trials: scene.trials(phase),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
+        begins_to_switch: phase == Phase::Switching && scene.facts.traffic == Moved::Armed,
         again: scene.again(phase, promotion.as_ref()),
         promotion,
     }
@@ -451,12 +452,9 @@ impl<'a> Scene<'a> {
             },
             approval,
             commit: self.next_commit(phase),
-            switched_at: match (phase, before.switched_at.clone()) {
-                (Phase::Draining, Some(at)) => Some(at),
-                (Phase::Draining, None) => Some(Time(self.now)),
-                // Traffic left the new Pods again: the replaced side lives on, counted anew.
-                _ => None,
-            },
+            // Where traffic left the new Pods again the replaced side lives on, counted anew.
+            switched_at: (phase == Phase::Draining && facts::converged(self.intent, self.observed, &self.candidate))
+                .then(|| before.switched_at.clone().unwrap_or(Time(self.now))),
             verdict: self.verdict(phase),
             ..before
         };

@@ -31,7 +31,7 @@ fn an_upgrade_is_staged_judged_approved_and_promoted() -> Result<()> {
         assert_eq!(record.summary.as_deref(), Some("1/1"));
         assert_eq!(record.gates[0].reason.as_deref(), Some("AllChecksPassed"));
         assert!(record.commit.is_some() && record.approval.is_some() && record.pods.len() == 1);
-        let order = [
+        let expected = [
             "Progressing",
             "RunningGates",
             "AwaitingPromotion",
@@ -39,9 +39,8 @@ fn an_upgrade_is_staged_judged_approved_and_promoted() -> Result<()> {
             "PromotionDone",
             "WaitingForChange",
         ];
-        let seen = reasons.seen();
-        let positions: Vec<_> = order.iter().map(|reason| seen.iter().position(|seen| seen == reason)).collect();
-        assert!(positions.is_sorted() && positions.iter().all(Option::is_some), "{seen:?}");
+        let mut seen = reasons.seen().into_iter();
+        assert!(expected.iter().all(|reason| seen.any(|seen| seen == *reason)), "{:?}", reasons.seen());
         Ok(())
     })
 }
