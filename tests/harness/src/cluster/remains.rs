@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -138,7 +139,10 @@ pub fn remove_network_cache(containers: &[String]) -> Result<()> {
 
 /// Removes what containerd, the kubelet and the network plugins make under fixed names; folders only if nobody uses them.
 pub fn remove_fixed_names() -> Result<()> {
-    remove(Path::new(KUBELET_SOCKET))?;
+    // Another clone's cluster may be up and listen there.
+    if UnixStream::connect(KUBELET_SOCKET).is_err() {
+        remove(Path::new(KUBELET_SOCKET))?;
+    }
     for folder in FIXED_FOLDERS {
         remove_if_empty(Path::new(folder));
     }
