@@ -114,7 +114,9 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let status = status::report(&intent, &observed, &plan, now); // pure
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
-    if plan.begins_to_switch && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies).await.map_err(Error::Confirm)? {
+    if plan.begins_to_switch
+        && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies).await.map_err(Error::Confirm)?
+    {
         return Ok(Action::requeue(SOON)); // the caches are behind: what they show next wakes us too
     }
     let writer = apply::Writer {

@@ -1,6 +1,9 @@
 //! The laws of the house that a compiler does not know.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
@@ -35,7 +38,9 @@ fn pure_stages_contain_no_await_clock_client_or_environment() {
     let pure = ["check.rs", "plan", "build", "status"].map(|room| format!("src/dataplane/{room}"));
     for (path, text) in pure.iter().flat_map(|room| sources(room)) {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for word in [".await", "async ", "Timestamp::now", "SystemTime", "Instant::now", "Client", "std::env", "tokio::"] {
+        for word in
+            [".await", "async ", "Timestamp::now", "SystemTime", "Instant::now", "Client", "std::env", "tokio::"]
+        {
             assert!(!code.contains(word), "{} contains `{word}`", path.display());
         }
     }
@@ -60,7 +65,9 @@ fn stages_of_a_dataplane_do_not_know_each_other() {
         for (path, text) in sources(&room) {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for other in stages.iter().filter(|other| **other != stage && !allowed.contains(&(stage, other))) {
-                for way in [format!("dataplane::{other}"), format!("super::{other}::"), format!("super::super::{other}")] {
+                for way in
+                    [format!("dataplane::{other}"), format!("super::{other}::"), format!("super::super::{other}")]
+                {
                     let own_child = path.with_file_name(format!("{other}.rs")).exists();
                     assert!(own_child || !code.contains(&way), "{} knows `{way}`", path.display());
                 }

@@ -170,7 +170,10 @@ impl Writer<'_> {
     /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
     async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
     where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
     {
         if exists {
             return self.apply::<K>(object).await;

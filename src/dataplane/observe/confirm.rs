@@ -2,10 +2,7 @@
 //!
 //! A cache may be a moment behind, and a gate that was added in that moment has not passed.
 
-use kube::{
-    Api, Client, ResourceExt,
-    api::ListParams,
-};
+use kube::{Api, Client, ResourceExt, api::ListParams};
 
 use crate::api::{DataPlane, PromotionPolicy};
 
@@ -13,7 +10,11 @@ use crate::api::{DataPlane, PromotionPolicy};
 ///
 /// # Errors
 /// What the API says; nothing is switched then.
-pub async fn unchanged(client: &Client, dataplane: &DataPlane, policies: &[&PromotionPolicy]) -> Result<bool, kube::Error> {
+pub async fn unchanged(
+    client: &Client,
+    dataplane: &DataPlane,
+    policies: &[&PromotionPolicy],
+) -> Result<bool, kube::Error> {
     let namespace = dataplane.namespace().unwrap_or_default();
     let api: Api<PromotionPolicy> = Api::namespaced(client.clone(), &namespace);
     let fresh = api.list(&ListParams::default()).await?;
