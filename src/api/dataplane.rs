@@ -9,6 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+use crate::model::lists;
+
 /// Set to `true` by people and scripts: promote the staged revision as soon as it may be promoted.
 pub const PROMOTE_WHEN_READY: &str = "gateway-operator.konghq.com/promote-when-ready";
 
@@ -96,24 +98,17 @@ impl JsonSchema for PodTemplate {
 /// What the generated schema of a Pod lacks: the keys by which lists merge, and the default of one of them.
 /// Descriptions go: they are nine tenths of the text, and `kubectl explain pod` has them.
 fn as_the_api_server_sees_it(schema: &mut serde_json::Value) {
-    const MERGED_BY: [(&str, &[&str]); 7] = [
-        ("containers", &["name"]),
-        ("initContainers", &["name"]),
-        ("ephemeralContainers", &["name"]),
-        ("volumes", &["name"]),
-        ("env", &["name"]),
-        ("volumeMounts", &["mountPath"]),
-        ("ports", &["containerPort", "protocol"]),
-    ];
     if let Some(object) = schema.as_object_mut() {
         if object.get("description").is_some_and(serde_json::Value::is_string) {
             object.remove("description");
         }
         if let Some(properties) = object.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
-            for (field, keys) in MERGED_BY {
-                let Some(list) = properties.get_mut(field).filter(|list| list["type"] == "array") else {
-                    continue;
+            for (field, keys) in lists::KEYS {
+                // A key has to be in every entry: by schema or, as for the protocol of a port, by default.
+                let keyed = |list: &&mut serde_json::Value| {
+                    list["type"] == "array" && keys.iter().all(|key| *key == "protocol" || required(list, key))
                 };
+                let Some(list) = properties.get_mut(field).filter(keyed) else { continue };
                 list["x-kubernetes-list-type"] = "map".into();
                 list["x-kubernetes-list-map-keys"] = keys.to_vec().into();
                 if keys.contains(&"protocol") {
@@ -125,6 +120,11 @@ fn as_the_api_server_sees_it(schema: &mut serde_json::Value) {
     } else if let Some(items) = schema.as_array_mut() {
         items.iter_mut().for_each(as_the_api_server_sees_it);
     }
+}
+
+/// Whether every entry of a list has a field.
+fn required(list: &serde_json::Value, field: &str) -> bool {
+    list["items"]["required"].as_array().is_some_and(|required| required.iter().any(|name| name == field))
 }
 
 /// How a change is rolled out.

@@ -29,7 +29,7 @@ use super::{
     text,
 };
 use crate::model::trial::{
-    Blame, Cost, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+    Blame, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
 };
 
 /// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
@@ -152,7 +152,7 @@ impl GateHost for LocalGateHost {
     async fn run(&self, trial: Trial) -> Report {
         let shared = Arc::clone(&self.shared);
         let report = self.apart(async move { shared.judge(trial).await }).await;
-        report.unwrap_or_else(|| without_run(host_failed()))
+        report.unwrap_or_else(|| Report::of(host_failed()))
     }
 }
 
@@ -231,16 +231,16 @@ impl Shared {
     async fn judge(self: Arc<Self>, trial: Trial) -> Report {
         let plugin = match self.plugin(&trial.digest) {
             Ok(plugin) => plugin,
-            Err(outcome) => return without_run(outcome),
+            Err(outcome) => return Report::of(outcome),
         };
         match schema_problems(&plugin, &trial.settings).await {
             Ok(problems) if problems.is_empty() => {}
-            Ok(problems) => return without_run(invalid_settings(&problems)),
-            Err(outcome) => return without_run(outcome),
+            Ok(problems) => return Report::of(invalid_settings(&problems)),
+            Err(outcome) => return Report::of(outcome),
         }
         let _slot = match self.slot(trial.timeout).await {
             Ok(slot) => slot,
-            Err(outcome) => return without_run(outcome),
+            Err(outcome) => return Report::of(outcome),
         };
         let limits = trial.limits;
         let settings = trial.settings.to_string();
@@ -315,19 +315,6 @@ fn describe_failed(outcome: &Outcome) -> String {
 
 fn host_failed() -> Outcome {
     error(Blame::Host, "the gate host failed; its own log says why")
-}
-
-/// The report of a trial that never reached its guest.
-fn without_run(outcome: Outcome) -> Report {
-    Report {
-        outcome,
-        measurements: Vec::new(),
-        denials: Vec::new(),
-        answered: Vec::new(),
-        log: Vec::new(),
-        cost: Cost::default(),
-        unverified_tls: false,
-    }
 }
 
 #[cfg(test)]

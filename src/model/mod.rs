@@ -2,6 +2,7 @@
 
 pub mod duration;
 pub mod intent;
+pub mod lists;
 pub mod names;
 pub mod observed;
 pub mod plan;

@@ -294,6 +294,22 @@ pub struct Report {
     pub unverified_tls: bool,
 }
 
+impl Report {
+    /// A trial that ended like this before it did anything.
+    #[must_use]
+    pub fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            measurements: Vec::new(),
+            denials: Vec::new(),
+            answered: Vec::new(),
+            log: Vec::new(),
+            cost: Cost::default(),
+            unverified_tls: false,
+        }
+    }
+}
+
 /// What a plugin says of itself. Advisory: names shown to users come from the object that installed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {

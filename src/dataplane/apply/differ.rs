@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use crate::{
-    dataplane::build::merge::{keys_of, same},
-    model::names,
+use crate::model::{
+    lists::{keys_of, same},
+    names,
 };
 
 /// A resource version that no object has: an apply with it creates, and conflicts where something of the name exists.

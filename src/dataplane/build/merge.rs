@@ -2,20 +2,7 @@
 
 use serde_json::{Map, Value};
 
-/// What identifies an entry of a list; lists that are not named here are replaced whole.
-const KEYS: [(&str, &[&str]); 11] = [
-    ("containers", &["name"]),
-    ("initContainers", &["name"]),
-    ("ephemeralContainers", &["name"]),
-    ("volumes", &["name"]),
-    ("env", &["name"]),
-    ("volumeMounts", &["mountPath"]),
-    ("volumeDevices", &["devicePath"]),
-    ("ports", &["containerPort", "protocol"]),
-    ("imagePullSecrets", &["name"]),
-    ("hostAliases", &["ip"]),
-    ("topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
-];
+use crate::model::lists::{keys_of, same};
 
 /// Fields of which an object may have only one: the user's replaces the default's.
 const ONE_OF: [&[&str]; 2] = [&["httpGet", "tcpSocket", "exec", "grpc"], &["rollingUpdate", "recreate"]];
@@ -23,22 +10,6 @@ const ONE_OF: [&[&str]; 2] = [&["httpGet", "tcpSocket", "exec", "grpc"], &["roll
 /// Lays `over` upon `base`.
 pub fn merge(base: &mut Value, over: &Value) {
     merge_field("", base, over);
-}
-
-/// The keys by which the API merges the list `field`.
-#[must_use]
-pub fn keys_of(field: &str) -> Option<&'static [&'static str]> {
-    KEYS.iter().find(|(name, _)| *name == field).map(|(_, keys)| *keys)
-}
-
-/// Whether two entries of a list are about the same thing. A port's protocol is TCP where it is not given.
-#[must_use]
-pub fn same(keys: &[&str], one: &Value, other: &Value) -> bool {
-    let part = |entry: &Value, key: &str| match entry.get(key) {
-        None if key == "protocol" => Value::from("TCP"),
-        found => found.cloned().unwrap_or_default(),
-    };
-    keys.iter().all(|key| part(one, key) == part(other, key))
 }
 
 fn merge_field(field: &str, base: &mut Value, over: &Value) {

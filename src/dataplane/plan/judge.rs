@@ -205,19 +205,11 @@ fn advance(
 
 /// An attempt whose process is gone: nobody will ever know how it ended, so it counts.
 fn interrupted() -> Report {
-    Report {
-        outcome: Outcome::Error {
-            blame: Blame::Interrupted,
-            message: "the operator was restarted while the gate ran".into(),
-            retry: true,
-        },
-        measurements: Vec::new(),
-        denials: Vec::new(),
-        answered: Vec::new(),
-        log: Vec::new(),
-        cost: crate::model::trial::Cost::default(),
-        unverified_tls: false,
-    }
+    Report::of(Outcome::Error {
+        blame: Blame::Interrupted,
+        message: "the operator was restarted while the gate ran".into(),
+        retry: true,
+    })
 }
 
 /// Puts a report on record.
@@ -275,7 +267,7 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::trial::{Cost, Reason};
+    use crate::model::trial::Reason;
     use std::sync::Arc;
 
     fn gate(max_attempts: i32) -> Gate {
@@ -308,18 +300,6 @@ mod tests {
         observed(Some(Plugin::Ready(Digest::from("sha256:a".to_owned()))))
     }
 
-    fn report(outcome: Outcome) -> Report {
-        Report {
-            outcome,
-            measurements: Vec::new(),
-            denials: Vec::new(),
-            answered: Vec::new(),
-            log: Vec::new(),
-            cost: Cost::default(),
-            unverified_tls: false,
-        }
-    }
-
     fn reason(code: &str) -> Reason {
         Reason { code: code.into(), message: "because".into() }
     }
@@ -328,7 +308,7 @@ mod tests {
     fn step(evidence: &[GateEvidence], outcome: Option<Outcome>, max_attempts: i32, second: i64) -> Judged {
         let mut observed = ready();
         if let (Some(outcome), Some(entry)) = (outcome, evidence.first()) {
-            observed.trials.insert(key("uid", entry), Arc::new(report(outcome)));
+            observed.trials.insert(key("uid", entry), Arc::new(Report::of(outcome)));
         }
         judge(&[gate(max_attempts)], evidence, Some("uid"), &observed, true, now(second))
     }

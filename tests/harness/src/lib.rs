@@ -4,11 +4,12 @@
 //! - [`images`]: container images made from local files, among them the stand-in gateway
 //! - [`kit`]: what a test on the cluster gets; [`wait`]: waiting without sleeping; [`audit`]: what the apiserver was asked meanwhile
 //! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
-//! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order
+//! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what an upgrade costs
 //! - [`diagnosis`]: what there is to know of a namespace when something in it went wrong
 //! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step
 //!
-//! The binary of this crate is a thin command line over it (`cargo cluster`, `cargo verify`, `cargo demo`).
+//! The binary of this crate is a thin command line over it (`cargo cluster`, `cargo verify`, `cargo demo`,
+//! `cargo figures`).
 
 // A command line and a test kit: what they have to say goes to standard output and standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -18,6 +19,7 @@ pub mod cluster;
 pub mod command;
 pub mod demo;
 pub mod diagnosis;
+pub mod figures;
 pub mod images;
 pub mod install;
 pub mod kit;

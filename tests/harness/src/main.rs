@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use sluice_harness::cluster::{self, Cluster};
 use sluice_harness::demo::{self, Remote};
+use sluice_harness::figures::{self, Figure};
 use sluice_harness::verify::{self, Choice, Suite};
 
 /// The local cluster, the demo and the test runner of Sluice.
@@ -56,6 +57,12 @@ enum Command {
         #[arg(last = true)]
         filter: Option<String>,
     },
+    /// Measure, print a table, and write target/reports/NAME.json; an error where a target is missed.
+    Figures {
+        /// Only these.
+        #[arg(value_name = "NAME")]
+        figures: Vec<Figure>,
+    },
     /// Print the completion script of a shell.
     Completions {
         /// The shell to print it for.
@@ -94,6 +101,10 @@ fn main() -> Result<ExitCode> {
         Command::Verify { only, no_cluster, filter } => {
             let count = verify::run(&Choice { only, no_cluster, filter })?;
             Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Figures { figures } => {
+            figures::run(&figures)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "sluice-harness", &mut std::io::stdout());

@@ -1,7 +1,7 @@
 //! The operator is killed at a named write, in every part of an upgrade, and the next one finishes the work.
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice::model::names;
 use sluice_harness::{
     kit,
@@ -9,7 +9,7 @@ use sluice_harness::{
     wait::PATIENCE,
 };
 
-use super::{World, smoke};
+use super::World;
 
 /// A place to be killed at.
 struct Cut {
@@ -84,11 +84,7 @@ const CUTS: [Cut; 14] = [
 #[test]
 fn an_operator_killed_anywhere_in_an_upgrade_is_replaced_by_one_that_finishes_it() -> Result<()> {
     kit::run(async |kit| {
-        let mut world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let mut world = World::gated(kit).await?;
 
         for (number, cut) in CUTS.iter().enumerate() {
             let image = if number % 2 == 0 { "kong:3.10" } else { "kong:3.9" };

@@ -36,11 +36,7 @@ fn an_unsupported_image_is_said_before_anything_runs_and_a_better_one_founds_the
 #[test]
 fn a_bad_edit_does_not_stop_the_upgrade_that_is_under_way() -> Result<()> {
     kit::run(async |kit| {
-        let world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let world = World::gated(kit).await?;
         world.image("kong:3.10").await?;
         world.reason("Progressing").await?;
         world.image("kong:1.0").await?;

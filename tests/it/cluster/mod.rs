@@ -49,6 +49,16 @@ impl<'a> World<'a> {
         Ok(Self { kit, proxy, operator })
     }
 
+    /// A test's operator with the gate of the walk, and a DataPlane at rest on `kong:3.9`.
+    async fn gated(kit: &'a Kit) -> Result<Self> {
+        let world = Self::start(kit).await?;
+        world.http_smoke().await?;
+        world.policy(smoke(json!({}))).await?;
+        world.create("kong:3.9")?;
+        world.at_rest("kong:3.9").await?;
+        Ok(world)
+    }
+
     /// Starts the operator again after it was killed.
     async fn restart(&mut self) -> Result<()> {
         self.operator = self.kit.operator(&self.proxy).await?;

@@ -57,11 +57,7 @@ fn a_policy_deleted_while_judging_voids_the_approval_and_the_upgrade_moves_on_wi
 #[test]
 fn gates_emptied_and_added_while_a_revision_is_pending_are_read_at_once() -> Result<()> {
     kit::run(async |kit| {
-        let world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let world = World::gated(kit).await?;
 
         world.image("kong:3.11").await?;
         world.approve().await?;

@@ -1,20 +1,15 @@
 //! The walk of the document: staged, judged, approved, promoted.
 
 use anyhow::Result;
-use serde_json::json;
 use sluice::api::DataPlane;
 use sluice_harness::{kit, wait::PATIENCE};
 
-use super::{World, generation, reason_of, smoke};
+use super::{World, generation, reason_of};
 
 #[test]
 fn an_upgrade_is_staged_judged_approved_and_promoted() -> Result<()> {
     kit::run(async |kit| {
-        let world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let world = World::gated(kit).await?;
         let mut reasons = kit.record("bluegreen", reason_of as fn(&DataPlane) -> Option<String>);
 
         world.image("kong:3.10").await?;
@@ -48,11 +43,7 @@ fn an_upgrade_is_staged_judged_approved_and_promoted() -> Result<()> {
 #[test]
 fn a_bad_release_is_refused_and_its_approval_does_not_reach_the_next_one() -> Result<()> {
     kit::run(async |kit| {
-        let world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let world = World::gated(kit).await?;
 
         world.image("kong:3.11").await?;
         world.approve().await?;
@@ -73,11 +64,7 @@ fn a_bad_release_is_refused_and_its_approval_does_not_reach_the_next_one() -> Re
 #[test]
 fn going_back_to_the_live_revision_returns_to_rest_and_consumes_the_approval() -> Result<()> {
     kit::run(async |kit| {
-        let world = World::start(kit).await?;
-        world.http_smoke().await?;
-        world.policy(smoke(json!({}))).await?;
-        world.create("kong:3.9")?;
-        world.at_rest("kong:3.9").await?;
+        let world = World::gated(kit).await?;
         world.image("kong:3.11").await?;
         world.approve().await?;
         world.reason("GatesFailed").await?;
