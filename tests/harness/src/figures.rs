@@ -53,7 +53,7 @@ pub fn run(chosen: &[Figure]) -> Result<()> {
         let (name, rows) = match figure {
             Figure::Upgrade => ("upgrade", upgrade(&cluster)?),
         };
-        println!("{:<28} {:>8} {:>8}  {}", name, "value", "target", "unit");
+        println!("{name:<28} {:>8} {:>8}  unit", "value", "target");
         for row in &rows {
             println!(
                 "{:<28} {:>8} {:>8}  {}{}",

@@ -56,9 +56,17 @@ pub fn on(kubectl: &Kubectl, image: &str) -> Result<()> {
     await_ready(kubectl)
 }
 
-/// Cargo, in the workspace.
+/// Cargo, in the workspace, as if typed there.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What `cargo run` tells this program about itself must not reach the next cargo: build scripts ask for it, and
+    // half of the dependencies would be built anew each time the one or the other is used.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
     cargo.current_dir(workspace::root());
     cargo
 }

@@ -111,7 +111,7 @@ fn run_suite(suite: Suite, choice: &Choice) -> Result<Count> {
 fn command(suite: Suite, choice: &Choice) -> Command {
     let mut cargo = cargo();
     match suite {
-        Suite::Format => cargo.args(["fmt", "--all", "--check"]),
+        Suite::Format => cargo.args(["fmt", "--all", "--check", "--", "--color=never"]),
         Suite::Lints => cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         Suite::Dependencies => cargo.args(["deny", "check", "licenses", "bans", "sources"]),
         Suite::Plugins => cargo.args(["plugins"]),

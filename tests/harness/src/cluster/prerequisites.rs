@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::command;
+use crate::progress::step;
 
 /// Debian packages and a file of each that shows it is there.
 const PACKAGES: [(&str, &str); 8] = [
@@ -40,7 +41,7 @@ fn ensure_packages() -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("missing on this machine: {names} (names of Debian packages); this is not Debian, install them by hand");
     }
-    install(&missing).map_err(|error| {
+    step(&format!("Debian packages: {names}"), || install(&missing)).map_err(|error| {
         error.context(format!("cannot install {names}; by hand: apt-get update && apt-get install {names}"))
     })
 }

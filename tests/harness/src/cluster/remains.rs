@@ -1,8 +1,11 @@
 //! What a cluster leaves behind outside its own processes, found and taken away, however it ended.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -65,9 +68,22 @@ fn remove_cgroup(group: &Path) -> Result<()> {
         for pid in members(&group) {
             kill(pid, || members(&group).contains(&pid))?;
         }
-        fs::remove_dir(&group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
+        remove_emptied(&group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
     }
     Ok(())
+}
+
+/// A process that was killed keeps its group busy until its parent, which is not us, has taken notice.
+fn remove_emptied(group: &Path) -> std::io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            removed => return removed,
+        }
+    }
 }
 
 fn members(group: &Path) -> Vec<u32> {
@@ -123,7 +139,10 @@ pub fn remove_network_cache(containers: &[String]) -> Result<()> {
 
 /// Removes what containerd, the kubelet and the network plugins make under fixed names; folders only if nobody uses them.
 pub fn remove_fixed_names() -> Result<()> {
-    remove(Path::new(KUBELET_SOCKET))?;
+    // Another clone's cluster may be up and listen there.
+    if UnixStream::connect(KUBELET_SOCKET).is_err() {
+        remove(Path::new(KUBELET_SOCKET))?;
+    }
     for folder in FIXED_FOLDERS {
         remove_if_empty(Path::new(folder));
     }
@@ -139,7 +158,7 @@ fn remove_if_empty(folder: &Path) {
 pub fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
@@ -167,7 +186,7 @@ fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", dir.display())),
     }
 }
