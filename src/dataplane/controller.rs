@@ -153,8 +153,6 @@ fn retry(dataplane: Arc<DataPlane>, error: &Error, ctx: Arc<Context>) -> Action 
         tracing::debug!(dataplane = %object, "somebody wrote in between");
         return Action::requeue(wait / 10);
     }
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let because = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    tracing::error!(dataplane = %object, %error, because, retry_in = ?wait, "a pass failed");
+    tracing::error!(dataplane = %object, %error, because = error.sentence(), retry_in = ?wait, "a pass failed");
     Action::requeue(wait)
 }

@@ -82,6 +82,15 @@ impl Error {
             Self::Converge(cause) | Self::Publish(cause) => cause.is_conflict(),
         }
     }
+
+    /// The cause, in one sentence.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Confirm(cause) => cause.to_string(),
+            Self::Converge(cause) | Self::Publish(cause) => cause.sentence(),
+        }
+    }
 }
 
 /// One pass.

@@ -49,7 +49,11 @@ impl Error {
     /// What people read in a condition: what could not be done, and what the API said.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let cause = std::error::Error::source(self).map(ToString::to_string).unwrap_or_default();
+        let cause = match self {
+            Self::Write { source: kube::Error::Api(status), .. } => status.message.clone(),
+            Self::Write { source, .. } => source.to_string(),
+            Self::Certificate { source, .. } => source.to_string(),
+        };
         format!("{self}: {cause}")
     }
 

@@ -65,10 +65,11 @@ fn what_the_api_refuses_is_said_and_a_better_spec_goes_on() -> Result<()> {
         let message = world.reason("Failed").await?;
         assert!(message.contains("no-such-volume"), "{message}");
         assert_eq!(world.live_image().await?, "kong:3.9");
-        world.create("kong:3.10")?;
         let unmount =
             json!([{ "op": "remove", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/volumeMounts" }]);
         kit.kubectl(&["patch", "dataplane", super::NAME, "--type=json", &format!("--patch={unmount}")])?;
+        world.at_rest("kong:3.9").await?;
+        world.image("kong:3.10").await?;
         world.reason("AwaitingPromotion").await?;
         Ok(())
     })
