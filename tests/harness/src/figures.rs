@@ -6,6 +6,8 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use kube::Api;
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde::Serialize;
 use serde_json::json;
 
@@ -16,6 +18,7 @@ use crate::kit::{self, Kit};
 use crate::operator;
 use crate::progress::step;
 use crate::proxy::{Proxy, Write};
+use crate::wait::{PATIENCE, wait};
 use crate::{command, workspace};
 
 /// What can be measured.
@@ -85,8 +88,8 @@ fn upgrade(cluster: &Cluster) -> Result<Vec<Row>> {
         let proxy = Proxy::start(&kit.cluster).await?;
         let _operator = kit.operator(&proxy).await?;
         kit.apply(&fs::read_to_string(workspace::root().join("deploy/examples/bluegreen.yaml"))?)?;
-        reach(kit, "WaitingForChange")?;
-        let (writes, reads) = promote(kit, &proxy, "kong:3.10")?;
+        reach(kit, "WaitingForChange").await?;
+        let (writes, reads) = promote(kit, &proxy, "kong:3.10").await?;
         rows.push(at_most("writes_per_upgrade", writes, "writes", 22));
         rows.push(at_most("reads_per_upgrade", reads, "reads", 2));
 
@@ -94,8 +97,8 @@ fn upgrade(cluster: &Cluster) -> Result<Vec<Row>> {
         kit.kubectl(&["create", "configmap", "gates", &format!("--from-file=http-smoke.wasm.gz={}", gate.display())])?;
         let policy = fs::read_to_string(workspace::root().join("deploy/examples/gate.yaml"))?;
         kit.apply(&policy.replace("scaleDownDelaySeconds: 30", "scaleDownDelaySeconds: 1"))?;
-        kit.kubectl(&["wait", "--for=condition=Accepted", "promotionpolicy", "--all", "--timeout=60s"])?;
-        let (writes, reads) = promote(kit, &proxy, "kong:3.9")?;
+        accepted(kit).await?;
+        let (writes, reads) = promote(kit, &proxy, "kong:3.9").await?;
         rows.push(at_most("writes_per_gated_upgrade", writes, "writes", 27));
         rows.push(at_most("reads_per_gated_upgrade", reads, "reads", 2));
         Ok(())
@@ -104,14 +107,14 @@ fn upgrade(cluster: &Cluster) -> Result<Vec<Row>> {
 }
 
 /// Upgrades to `image`; the operator's writes and reads from the patch until it rests again.
-fn promote(kit: &Kit, proxy: &Proxy, image: &str) -> Result<(usize, usize)> {
+async fn promote(kit: &Kit, proxy: &Proxy, image: &str) -> Result<(usize, usize)> {
     let audit = Audit::now(&kit.cluster)?;
     proxy.forget();
     let patch = json!([{ "op": "replace", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/image", "value": image }]);
     kit.kubectl(&["patch", "dataplane", "bluegreen", "--type=json", &format!("--patch={patch}")])?;
     kit.kubectl(&["annotate", "dataplane", "bluegreen", "gateway-operator.konghq.com/promote-when-ready=true"])?;
-    reach(kit, "PromotionDone")?;
-    reach(kit, "WaitingForChange")?;
+    reach(kit, "PromotionDone").await?;
+    reach(kit, "WaitingForChange").await?;
     let counts = |write: &Write| !write.is_event() && !write.is_lease();
     let writes: Vec<_> = proxy.writes().into_iter().filter(counts).collect();
     for write in &writes {
@@ -122,8 +125,25 @@ fn promote(kit: &Kit, proxy: &Proxy, image: &str) -> Result<(usize, usize)> {
     Ok((writes.len(), reads.count()))
 }
 
-fn reach(kit: &Kit, reason: &str) -> Result<()> {
-    let condition = format!("--for=jsonpath={{.status.rollout.conditions[0].reason}}={reason}");
-    kit.kubectl(&["wait", "dataplane", "bluegreen", &condition, "--timeout=120s"])?;
-    Ok(())
+/// Waits for the reason of `RolledOut`. By a watch: whoever blocks the thread here blocks the proxy with it.
+async fn reach(kit: &Kit, reason: &str) -> Result<()> {
+    let says = |found: Option<&DynamicObject>| {
+        found.is_some_and(|found| found.data["status"]["rollout"]["conditions"][0]["reason"] == reason)
+    };
+    let api = objects(kit, "gateway-operator.konghq.com", "v1beta1", "DataPlane");
+    wait(api, "bluegreen", &format!("become {reason}"), PATIENCE, says).await.map(drop)
+}
+
+/// Waits until the policy of the example can be used.
+async fn accepted(kit: &Kit) -> Result<()> {
+    let accepted = |found: Option<&DynamicObject>| {
+        found.is_some_and(|found| found.data["status"]["conditions"][0]["status"] == "True")
+    };
+    let api = objects(kit, "sluice.dev", "v1alpha1", "PromotionPolicy");
+    wait(api, "smoke", "be accepted", PATIENCE, accepted).await.map(drop)
+}
+
+fn objects(kit: &Kit, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    Api::namespaced_with(kit.client.clone(), &kit.namespace, &resource)
 }
