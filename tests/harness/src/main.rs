@@ -1,7 +1,7 @@
 //! The command line of the harness: `cargo cluster`, and what else the aliases in `.cargo/config.toml` name.
 
 // A command line prints.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 
@@ -89,8 +89,16 @@ enum ClusterCommand {
     LoadBalancer,
 }
 
-fn main() -> Result<ExitCode> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    run(Arguments::parse().command).unwrap_or_else(|error| {
+        // For people: the causes in one line, and no backtrace.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Cluster(command) => run_cluster(command),
         Command::Demo { keep, context, operator_image, good, bad } => {
             let remote =
