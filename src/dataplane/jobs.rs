@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use kube::runtime::reflector::ObjectRef;
 use tokio::net::TcpStream;
 
 use super::reconcile::Context;
@@ -30,13 +30,13 @@ const QUIET: u32 = 20;
 
 /// Whose jobs: `namespace/name`.
 #[must_use]
-pub fn owner(dataplane: &DataPlane) -> String {
-    format!("{}/{}", dataplane.namespace().unwrap_or_default(), dataplane.name_any())
+pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
+    format!("{}/{}", dataplane.namespace.as_deref().unwrap_or_default(), dataplane.name)
 }
 
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
-    let owner = owner(dataplane);
+    let owner = owner(&ObjectRef::from_obj(dataplane));
     let limits = Limits::default();
     ctx.trials.advance(
         &owner,
@@ -62,7 +62,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
 
 /// Cancels everything of a DataPlane that goes or has gone.
 pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
-    let owner = format!("{}/{}", dataplane.namespace.as_deref().unwrap_or_default(), dataplane.name);
+    let owner = owner(dataplane);
     ctx.trials.cancel(&owner);
     ctx.connections.cancel(&owner);
     ctx.backoff.succeeded(dataplane);
@@ -71,7 +71,11 @@ pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
 /// What the preview Services of a DataPlane answered.
 #[must_use]
 pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKey, Connection> {
-    ctx.connections.said(&owner(dataplane)).into_iter().map(|(key, said)| (key, (*said).clone())).collect()
+    ctx.connections
+        .said(&owner(&ObjectRef::from_obj(dataplane)))
+        .into_iter()
+        .map(|(key, said)| (key, (*said).clone()))
+        .collect()
 }
 
 /// The plugins that the gates of an intent name, as this process has them.

@@ -117,7 +117,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let observed = Observed {
         // caches and this process only
         plugins: jobs::plugins(&ctx, &namespace, &intent),
-        trials: ctx.trials.said(&jobs::owner(&dataplane)),
+        trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),
         ..observe::look(&ctx.caches, &dataplane)

@@ -266,16 +266,17 @@ pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
     }
     if all(&to) {
         // Once it is the live one by record there is no way back: a Pod that breaks then is an outage like any other.
-        let marked = observed
-            .promoted()
-            .zip(observed.open())
-            .is_some_and(|(live, open)| live.revision.as_str() == open.spec.revision);
-        return if marked || converged(intent, observed, &to) { Traffic::Moved } else { Traffic::Moving };
+        return if marked(observed) || converged(intent, observed, &to) { Traffic::Moved } else { Traffic::Moving };
     }
     if at.iter().any(|selector| selector.as_ref() == Some(&to)) {
         return Traffic::Moving;
     }
     if frozen(observed) { Traffic::Armed } else { Traffic::Stable }
+}
+
+/// The revision of the upgrade under way is the live one by record.
+pub(super) fn marked(observed: &Observed) -> bool {
+    observed.promoted().zip(observed.open()).is_some_and(|(live, open)| live.revision.as_str() == open.spec.revision)
 }
 
 /// Only ready Pods of this side take the traffic of the live Service, and enough of them.

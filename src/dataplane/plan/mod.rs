@@ -177,15 +177,9 @@ impl<'a> Scene<'a> {
             return ApprovalPlan::Void(reason);
         }
         // Only until the promotion is on record: an annotation that comes later is about the next one.
-        let done = phase == Phase::Draining && !self.marked();
+        let done = phase == Phase::Draining && !facts::marked(self.observed);
         let gone_back = matches!(self.facts.traffic, Moved::Returning | Moved::Returned);
         if done || gone_back { ApprovalPlan::Consume } else { ApprovalPlan::Keep }
-    }
-
-    /// The revision of the upgrade is the live one by record.
-    fn marked(&self) -> bool {
-        let promoted = self.observed.promoted().map(|record| record.revision.as_str());
-        promoted.is_some() && promoted == self.upgrade.map(|open| open.spec.revision.as_str())
     }
 
     /// What is live by record; before founding, what is wanted.
@@ -205,7 +199,7 @@ impl<'a> Scene<'a> {
         let staged = || self.staged.as_ref().map(|(wish, _)| wish.clone());
         match phase {
             Phase::Founding => {
-                let standing = || self.founding_record().map(|record| record.wish.clone());
+                let standing = || self.standing_record().map(|record| record.wish.clone());
                 side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), intent.replicas);
             }
             Phase::InPlace => {
@@ -226,11 +220,8 @@ impl<'a> Scene<'a> {
                 let next = self.candidate.next(&intent.owner.uid);
                 side(&next, staged(), Some(State::Preview), 0);
                 if !self.drained() {
-                    // Its wish is the one that was live before; its Deployment is kept as it stands.
-                    let before = self
-                        .observed
-                        .deployment(&self.stable)
-                        .and_then(|deployment| self.observed.record(deployment.annotations().get(names::REVISION)?));
+                    // Rendered from the wish that was live before, as it was: only its label goes.
+                    let before = self.standing_record();
                     side(&self.stable, before.map(|record| record.wish.clone()), None, intent.replicas);
                 }
             }
@@ -238,8 +229,8 @@ impl<'a> Scene<'a> {
         sides
     }
 
-    /// What the live Deployment was founded with, before it ever was ready.
-    fn founding_record(&self) -> Option<&Record> {
+    /// What the Deployment of the stable side was rendered from.
+    fn standing_record(&self) -> Option<&Record> {
         let deployment = self.observed.deployment(&self.stable)?;
         self.observed.record(deployment.annotations().get(names::REVISION)?)
     }
@@ -297,7 +288,7 @@ impl<'a> Scene<'a> {
                 record(wish, if ready { 1 } else { 0 })
             }
             (Phase::InPlace, Some(wish)) if self.facts.wanted == Wanted::New => record(wish, next),
-            (Phase::Draining, Some(wish)) if !self.marked() => record(wish, next),
+            (Phase::Draining, Some(wish)) if !facts::marked(self.observed) => record(wish, next),
             (Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching, Some(wish)) => {
                 record(wish, known(wish))
             }
@@ -398,7 +389,7 @@ impl<'a> Scene<'a> {
         if facts::converged(self.intent, self.observed, &self.candidate) {
             since(status.switched_at.as_ref(), rules.scale_down_delay)
         } else {
-            self.facts.wanted == Wanted::New && self.marked() && since(moved_at, rules.progress_deadline)
+            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, rules.progress_deadline)
         }
     }
 
