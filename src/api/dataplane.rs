@@ -1,18 +1,23 @@
 //! `DataPlane`: Kong's API, field for field.
 
 use k8s_openapi::{
-    api::core::v1::PodTemplateSpec,
+    api::{
+        autoscaling::v2::{HorizontalPodAutoscalerBehavior, MetricSpec},
+        core::v1::PodTemplateSpec,
+    },
     apimachinery::pkg::{apis::meta::v1::Condition, util::intstr::IntOrString},
 };
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::model::lists;
+use super::schema::Raw;
 
 /// Set to `true` by people and scripts: promote the staged revision as soon as it may be promoted.
 pub const PROMOTE_WHEN_READY: &str = "gateway-operator.konghq.com/promote-when-ready";
+/// `key=value[,key=value...]`: what the Services of a DataPlane without blue/green select instead of its own Pods.
+pub const SERVICE_SELECTOR_OVERRIDE: &str = "gateway-operator.konghq.com/service-selector-override";
 
 /// A Kong Gateway data plane and how it is upgraded.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -54,6 +59,9 @@ pub const PROMOTE_WHEN_READY: &str = "gateway-operator.konghq.com/promote-when-r
     .message("DataPlane spec cannot be updated when promotion is in progress")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "!has(self.extensions) || self.extensions.all(e, e.kind == 'KonnectExtension' && e.group in ['konnect.konghq.com', 'gateway-operator.konghq.com'])"
+).message("Extension not allowed for DataPlane"))]
 pub struct DataPlaneSpec {
     /// What runs.
     #[serde(default)]
@@ -61,15 +69,99 @@ pub struct DataPlaneSpec {
     /// How it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// What else belongs to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Kong's Konnect extension: accepted, and refused with a condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0, max = 1))]
+    pub extensions: Option<Vec<ExtensionRef>>,
+    /// Plugins from images: accepted, and refused with a condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugins_to_install: Option<Vec<NamespacedName>>,
+}
+
+/// A reference to an extension.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtensionRef {
+    /// API group of the extension.
+    #[serde(default = "gateway_operator")]
+    pub group: String,
+    /// Kind of the extension.
+    pub kind: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+fn gateway_operator() -> String {
+    "gateway-operator.konghq.com".into()
+}
+
+/// An object's name, and its namespace if it is in another one.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespacedName {
+    /// The name.
+    pub name: String,
+    /// The namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// What else belongs to a DataPlane.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// A PodDisruptionBudget for the live Pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_disruption_budget: Option<PodDisruptionBudget>,
+}
+
+/// A PodDisruptionBudget for the live Pods.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodDisruptionBudget {
+    /// Its spec, without the selector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<PodDisruptionBudgetSpec>,
+}
+
+/// What a PodDisruptionBudget asks for.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.minAvailable) != has(self.maxUnavailable)").message(
+    "You can specify only one of maxUnavailable and minAvailable in a single PodDisruptionBudgetSpec."
+))]
+pub struct PodDisruptionBudgetSpec {
+    /// An eviction is refused where fewer Pods, or less than this percentage, would stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_available: Option<IntOrString>,
+    /// An eviction is refused where more Pods, or more than this percentage, would be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<IntOrString>,
+    /// What becomes of Pods that are not ready: `IfHealthyBudget` or `AlwaysAllow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy_pod_eviction_policy: Option<String>,
 }
 
 /// What runs, and how a change of it is rolled out.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.scaling) || !has(self.replicas)").message(
+    "Using both replicas and scaling fields is not allowed."
+))]
 pub struct Deployment {
     /// Number of Pods; 1 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
+    /// Lets an autoscaler choose the number of Pods; not together with `replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
     /// The Pods, merged by name into the operator's defaults. The container `proxy` is the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_template_spec: Option<PodTemplate>,
@@ -78,53 +170,33 @@ pub struct Deployment {
     pub rollout: Option<Rollout>,
 }
 
-/// A Pod template exactly as the API stored it. Kept raw: a typed copy would drop what this operator was not
-/// built to know, and a revision is a comparison of what the user wrote.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(transparent)]
-pub struct PodTemplate(pub serde_json::Value);
+/// A Pod template exactly as the API stored it.
+pub type PodTemplate = Raw<PodTemplateSpec>;
 
-impl JsonSchema for PodTemplate {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        PodTemplateSpec::schema_name()
-    }
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut schema = PodTemplateSpec::json_schema(generator).to_value();
-        as_the_api_server_sees_it(&mut schema);
-        Schema::try_from(schema).unwrap_or_default()
-    }
+/// How the number of Pods is chosen by something else than the user.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scaling {
+    /// A HorizontalPodAutoscaler for the live Deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub horizontal: Option<HorizontalScaling>,
 }
 
-/// What the generated schema of a Pod lacks: the keys by which lists merge, and the default of one of them.
-/// Descriptions go: they are nine tenths of the text, and `kubectl explain pod` has them.
-fn as_the_api_server_sees_it(schema: &mut serde_json::Value) {
-    if let Some(object) = schema.as_object_mut() {
-        if object.get("description").is_some_and(serde_json::Value::is_string) {
-            object.remove("description");
-        }
-        if let Some(properties) = object.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
-            for (field, keys) in lists::KEYS {
-                // A key has to be in every entry: by schema or, as for the protocol of a port, by default.
-                let keyed = |list: &&mut serde_json::Value| {
-                    list["type"] == "array" && keys.iter().all(|key| *key == "protocol" || required(list, key))
-                };
-                let Some(list) = properties.get_mut(field).filter(keyed) else { continue };
-                list["x-kubernetes-list-type"] = "map".into();
-                list["x-kubernetes-list-map-keys"] = keys.to_vec().into();
-                if keys.contains(&"protocol") {
-                    list["items"]["properties"]["protocol"]["default"] = "TCP".into();
-                }
-            }
-        }
-        object.values_mut().for_each(as_the_api_server_sees_it);
-    } else if let Some(items) = schema.as_array_mut() {
-        items.iter_mut().for_each(as_the_api_server_sees_it);
-    }
-}
-
-/// Whether every entry of a list has a field.
-fn required(list: &serde_json::Value, field: &str) -> bool {
-    list["items"]["required"].as_array().is_some_and(|required| required.iter().any(|name| name == field))
+/// What the HorizontalPodAutoscaler of the live Deployment is made of.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HorizontalScaling {
+    /// Never fewer Pods; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_replicas: Option<i32>,
+    /// Never more Pods.
+    pub max_replicas: i32,
+    /// What is measured; 80 % of the requested CPU if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Raw<Vec<MetricSpec>>>,
+    /// How fast it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<Raw<HorizontalPodAutoscalerBehavior>>,
 }
 
 /// How a change is rolled out.
@@ -205,6 +277,17 @@ pub struct Network {
     /// Its Services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Services>,
+    /// A certificate for Konnect: accepted, and refused with a condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub konnect_certificate: Option<KonnectCertificate>,
+}
+
+/// A certificate for Konnect.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KonnectCertificate {
+    /// Who issues it.
+    pub issuer: NamespacedName,
 }
 
 /// The Services of a DataPlane that can be configured.
@@ -217,12 +300,24 @@ pub struct Services {
 }
 
 /// The Service that takes proxy traffic.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "!has(self.ports) || !self.ports.exists(p, has(p.nodePort)) || (has(self.type) && self.type in ['LoadBalancer', 'NodePort'])"
+).message("Cannot set NodePort when service type is not NodePort or LoadBalancer"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.type) || self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)"
+).message("Cannot set ExternalTrafficPolicy for ClusterIP service."))]
 pub struct Ingress {
     /// Type of the Service.
     #[serde(default, rename = "type")]
     pub type_: ServiceType,
+    /// Name of the live Service; made up if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether traffic from outside may go to Pods of other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_traffic_policy: Option<ExternalTrafficPolicy>,
     /// Annotations of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
@@ -256,6 +351,26 @@ impl ServiceType {
     }
 }
 
+/// Whether traffic from outside may go to Pods of other nodes.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum ExternalTrafficPolicy {
+    /// It may.
+    Cluster,
+    /// It stays on the node it came to, and keeps its source address.
+    Local,
+}
+
+impl ExternalTrafficPolicy {
+    /// As in `Service.spec.externalTrafficPolicy`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+        }
+    }
+}
+
 /// A port of the ingress Service.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -268,6 +383,9 @@ pub struct IngressPort {
     /// Port of the container, number or name; 8000 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<IntOrString>,
+    /// Port on every node; chosen by the cluster if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<i32>,
 }
 
 /// What is observed of a DataPlane.
@@ -305,11 +423,13 @@ pub struct DataPlaneStatus {
 pub struct Address {
     /// `IPAddress` or `Hostname`.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^IPAddress|Hostname$"))]
     pub type_: Option<String>,
     /// The address.
     #[schemars(length(min = 1, max = 253))]
     pub value: String,
     /// `PublicLoadBalancer`, `PrivateLoadBalancer`, `PublicIP` or `PrivateIP`.
+    #[schemars(regex(pattern = "^PublicLoadBalancer|PrivateLoadBalancer|PublicIP|PrivateIP$"))]
     pub source_type: String,
 }
 

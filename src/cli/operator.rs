@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, preflight};
 use crate::{
-    cluster::Scope,
+    cluster::{Scope, foreign::Foreign},
     dataplane::{self, Authority},
     gate::{Capacity, GateHost, LocalGateHost},
     gateplugin::{self, Installed, Library},
@@ -161,9 +161,16 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         None => return Ok(()),
     };
 
+    let foreign = if preflight::sees_leases(&client).await {
+        Foreign::watch(&client)
+    } else {
+        tracing::warn!("Leases of other namespaces may not be seen: a Kong operator at work will not be noticed");
+        Foreign::unseen()
+    };
     let parts = Parts {
         host: gate_host(&flags)?,
         authority: Arc::new(authority),
+        foreign,
         identity: identity(),
         validate_images: flags.validate_images,
         installed: Installed::awaiting(scopes.len()),
@@ -190,6 +197,7 @@ struct Parts {
     scopes: Vec<Scope>,
     host: Arc<dyn GateHost>,
     authority: Arc<Authority>,
+    foreign: Foreign,
     identity: String,
     validate_images: bool,
     installed: Installed,
@@ -208,8 +216,19 @@ fn identity() -> String {
 
 /// Every controller of the operator. Each runs until shutdown.
 fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
-    let Parts { client, scopes, host, authority, identity, validate_images, installed, metrics, readiness, shutdown } =
-        parts;
+    let Parts {
+        client,
+        scopes,
+        host,
+        authority,
+        foreign,
+        identity,
+        validate_images,
+        installed,
+        metrics,
+        readiness,
+        shutdown,
+    } = parts;
     let library = Arc::new(Library::new(host.clone()));
     let mut controllers: Vec<BoxFuture<'static, anyhow::Result<()>>> = Vec::new();
     for scope in scopes {
@@ -245,6 +264,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             client: client.clone(),
             scope: scope.clone(),
             authority: authority.clone(),
+            foreign: foreign.clone(),
             host: host.clone(),
             installed: installed.clone(),
             identity: identity.clone(),

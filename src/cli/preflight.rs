@@ -43,6 +43,8 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
     ("", "events", &["create", "patch"]),
     ("events.k8s.io", "events", &["create", "patch"]),
     ("discovery.k8s.io", "endpointslices", &["get", "list", "watch"]),
+    ("autoscaling", "horizontalpodautoscalers", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("policy", "poddisruptionbudgets", &["get", "list", "watch", "create", "patch", "delete"]),
 ];
 
 /// Looks once; `scopes` are where the operator is to work.
@@ -61,6 +63,14 @@ pub(super) async fn check(client: &Client, scopes: &[Scope]) -> Result<(), Failu
         }
     }
     Ok(())
+}
+
+/// Whether it can be seen that Kong's own operator is at work. Not needed: where it may not, the admin has to know.
+pub(super) async fn sees_leases(client: &Client) -> bool {
+    let asked = ["list", "watch"].map(|verb| Permission { group: "coordination.k8s.io", resource: "leases", verb });
+    stream::iter(asked)
+        .all(async |permission| allowed(client, &Scope::Cluster, permission).await.unwrap_or(false))
+        .await
 }
 
 async fn installed(client: &Client, crd: &CustomResourceDefinition) -> Result<(), Failure> {

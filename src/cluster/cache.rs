@@ -21,8 +21,26 @@ pub fn keep<K>(api: Api<K>, config: watcher::Config, changed: impl Fn(&K) + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
+    keep_trimmed(api, config, |_| {}, changed)
+}
+
+/// The same for objects of which only a part is ever read: `trim` takes the rest away before it is kept.
+pub fn keep_trimmed<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    trim: impl Fn(&mut K) + Send + Sync + 'static,
+    changed: impl Fn(&K) + Send + Sync + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
-    let stream = watcher(api, config).default_backoff().reflect(writer).touched_objects();
+    let trim = move |object: &mut K| {
+        // As large as the rest of the object, and nobody decides on it.
+        object.meta_mut().managed_fields = None;
+        trim(object);
+    };
+    let stream = watcher(api, config).default_backoff().modify(trim).reflect(writer).touched_objects();
     tokio::spawn(stream.for_each(move |touched| {
         match touched {
             Ok(object) => changed(&object),

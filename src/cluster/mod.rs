@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod cache;
+pub mod foreign;
 pub mod scope;
 pub mod status;
 pub mod writer;

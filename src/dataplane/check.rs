@@ -1,7 +1,7 @@
 //! PURE. DataPlane and matching policies -> Intent. What cannot be granted is a `Refusal` in it: a fact that names
 //! the field, never an error that stops the pass.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{
@@ -12,17 +12,22 @@ use kube::{
 use crate::{
     api::{
         DataPlane, PromotionPolicy,
-        dataplane::{PROMOTE_WHEN_READY, ServiceType},
+        dataplane::{self, PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE, ServiceType},
         promotionpolicy::{self, defaults},
     },
-    model::{Gate, Intent, Owner, Refusal, Rules, Strategy, Wish, duration, names},
+    model::{Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy, Wish, duration, names},
 };
 
 /// Reads what a DataPlane and the policies of its namespace ask for.
 #[must_use]
 pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_images: bool) -> Intent {
     let deployment = &dataplane.spec.deployment;
-    let ingress = dataplane.spec.network.as_ref().and_then(|network| network.services.as_ref()?.ingress.as_ref());
+    let strategy = match deployment.rollout.as_ref().and_then(|rollout| rollout.strategy.blue_green.as_ref()) {
+        Some(_) => Strategy::BlueGreen,
+        None => Strategy::InPlace,
+    };
+    let selector_override = selector_override(dataplane);
+    let budget = dataplane.spec.resources.as_ref().and_then(|resources| resources.pod_disruption_budget.as_ref());
     Intent {
         owner: Owner {
             name: dataplane.name_any(),
@@ -31,26 +36,102 @@ pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_image
             generation: dataplane.metadata.generation.unwrap_or_default(),
             resource_version: dataplane.resource_version().unwrap_or_default(),
         },
-        strategy: match deployment.rollout.as_ref().and_then(|rollout| rollout.strategy.blue_green.as_ref()) {
-            Some(_) => Strategy::BlueGreen,
-            None => Strategy::InPlace,
-        },
-        wanted: wish(dataplane, validate_images),
-        replicas: deployment.replicas.unwrap_or(1),
-        service_type: ingress.map_or(ServiceType::default(), |ingress| ingress.type_).as_str(),
-        service_annotations: ingress.and_then(|ingress| ingress.annotations.clone()).unwrap_or_default(),
+        strategy,
+        wanted: unsupported(dataplane)
+            .or_else(|| overridden(strategy, &selector_override))
+            .map_or_else(|| wish(dataplane, validate_images), Err),
+        scale: scale(deployment),
+        disruption_budget: budget.and_then(|budget| budget.spec.as_ref()).map(|spec| serde_json::json!(spec)),
+        ingress: ingress(dataplane, strategy, selector_override),
         // Byte for byte, as with Kong: `True` or `1` approve nothing.
         approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
         rules: rules(dataplane, policies),
     }
 }
 
+/// The ingress Service as the user asks for it.
+fn asked(dataplane: &DataPlane) -> Option<&dataplane::Ingress> {
+    dataplane.spec.network.as_ref()?.services.as_ref()?.ingress.as_ref()
+}
+
+fn ingress(
+    dataplane: &DataPlane,
+    strategy: Strategy,
+    selector_override: Option<Result<BTreeMap<String, String>, String>>,
+) -> Ingress {
+    let asked = asked(dataplane);
+    Ingress {
+        type_: asked.map_or(ServiceType::default(), |ingress| ingress.type_).as_str(),
+        annotations: asked.and_then(|ingress| ingress.annotations.clone()).unwrap_or_default(),
+        name: asked.and_then(|ingress| ingress.name.clone()).filter(|name| !name.is_empty()),
+        external_traffic_policy: asked
+            .and_then(|ingress| ingress.external_traffic_policy)
+            .map(|policy| policy.as_str()),
+        // With blue/green it is refused: it would select the Pods of both sides.
+        selector_override: selector_override.and_then(Result::ok).filter(|_| strategy == Strategy::InPlace),
+    }
+}
+
+/// Absent where the annotation is; else what it says, or what is wrong with it in Kong's words.
+fn selector_override(dataplane: &DataPlane) -> Option<Result<BTreeMap<String, String>, String>> {
+    const FORMAT: &str = "expected format: key1=value,key2=value2";
+    let text = dataplane.annotations().get(SERVICE_SELECTOR_OVERRIDE)?;
+    if text.is_empty() {
+        return Some(Err(format!("selector override empty - {FORMAT}")));
+    }
+    let pair = |text: &str| {
+        let (key, value) = text.split_once('=')?;
+        let whole = !key.is_empty() && !value.is_empty() && !value.contains('=');
+        whole.then(|| (key.to_owned(), value.to_owned()))
+    };
+    let pairs: Option<BTreeMap<_, _>> = text.split(',').map(pair).collect();
+    Some(pairs.ok_or_else(|| format!("selector override malformed - {FORMAT}")))
+}
+
+fn overridden(strategy: Strategy, selector: &Option<Result<BTreeMap<String, String>, String>>) -> Option<Refusal> {
+    let message = match (selector.as_ref()?, strategy) {
+        (Err(malformed), _) => malformed.clone(),
+        (Ok(_), Strategy::BlueGreen) => {
+            "with blue/green a selector override would let the live Services select the preview's Pods too".into()
+        }
+        (Ok(_), Strategy::InPlace) => return None,
+    };
+    Some(Refusal { field: format!("metadata.annotations[{SERVICE_SELECTOR_OVERRIDE}]"), message })
+}
+
+/// What Kong's API takes and this operator does not do.
+fn unsupported(dataplane: &DataPlane) -> Option<Refusal> {
+    let spec = &dataplane.spec;
+    let refuse = |field: &str, what: &str| {
+        let message =
+            format!("{what} is not supported by this operator; remove the field, or leave this DataPlane to Kong's");
+        Some(Refusal { field: field.into(), message })
+    };
+    if spec.extensions.as_ref().is_some_and(|extensions| !extensions.is_empty()) {
+        return refuse("spec.extensions", "Konnect");
+    }
+    if spec.plugins_to_install.as_ref().is_some_and(|plugins| !plugins.is_empty()) {
+        return refuse("spec.pluginsToInstall", "the installation of plugins from images");
+    }
+    if spec.network.as_ref().is_some_and(|network| network.konnect_certificate.is_some()) {
+        return refuse("spec.network.konnectCertificate", "Konnect");
+    }
+    None
+}
+
+fn scale(deployment: &dataplane::Deployment) -> Scale {
+    match (deployment.replicas, deployment.scaling.as_ref().and_then(|scaling| scaling.horizontal.as_ref())) {
+        (Some(replicas), _) => Scale::Fixed(replicas),
+        (None, Some(horizontal)) => {
+            Scale::Horizontal { min: horizontal.min_replicas.unwrap_or(1), spec: serde_json::json!(horizontal) }
+        }
+        (None, None) => Scale::Fixed(1),
+    }
+}
+
 fn wish(dataplane: &DataPlane, validate_images: bool) -> Result<Wish, Refusal> {
-    let ports = dataplane
-        .spec
-        .network
-        .as_ref()
-        .and_then(|network| network.services.as_ref()?.ingress.as_ref()?.ports.as_ref())
+    let ports = asked(dataplane)
+        .and_then(|ingress| ingress.ports.as_ref())
         .map_or(serde_json::Value::Null, |ports| serde_json::json!(ports));
     let template = dataplane.spec.deployment.pod_template_spec.clone().unwrap_or_default();
     let wish = Wish { pod_template: template.0, ports };

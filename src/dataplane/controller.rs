@@ -13,7 +13,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    apply::certificate::Authority,
+    apply::{certificate::Authority, publish},
     observe::caches::{Caches, Concerns},
     reconcile::{Context, Error, reconcile},
     release,
@@ -23,6 +23,7 @@ use crate::{
     cluster::{
         Scope,
         backoff::{Backoff, jitter},
+        foreign::Foreign,
         writer::Writes,
     },
     gate::{GateHost, jobs::Jobs},
@@ -41,6 +42,8 @@ pub struct Setup {
     pub scope: Scope,
     /// Signs certificates, shared by all scopes.
     pub authority: Arc<Authority>,
+    /// Whether Kong's own operator is at work, shared by all scopes.
+    pub foreign: Foreign,
     /// Runs gates, shared by all scopes.
     pub host: Arc<dyn GateHost>,
     /// What the gate host can run, shared by all scopes.
@@ -62,8 +65,19 @@ pub struct Setup {
 /// # Errors
 /// Where a watch ends before it has seen everything.
 pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
-    let Setup { client, scope, authority, host, installed, identity, validate_images, metrics, ready, shutdown } =
-        setup;
+    let Setup {
+        client,
+        scope,
+        authority,
+        foreign,
+        host,
+        installed,
+        identity,
+        validate_images,
+        metrics,
+        ready,
+        shutdown,
+    } = setup;
     let (passes, triggers) = mpsc::unbounded();
     let (deletions, releases) = mpsc::unbounded();
     let caches = Caches::start(&client, &scope, {
@@ -77,8 +91,8 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         }
     });
     // Before that, what is missing is not known to be missing.
-    match shutdown.run_until_cancelled(caches.ready()).await {
-        Some(filled) => filled?,
+    match shutdown.run_until_cancelled(async { tokio::try_join!(caches.ready(), foreign.ready()) }).await {
+        Some(filled) => filled.map(drop)?,
         None => return Ok(()),
     }
     ready.met();
@@ -99,6 +113,8 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         client,
         caches,
         authority,
+        foreign,
+        yielded: publish::Yielded::default(),
         host,
         installed: installed.clone(),
         identity,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::DataPlane,
-    cluster::{backoff::Backoff, writer::Writes},
+    cluster::{backoff::Backoff, foreign::Foreign, writer::Writes},
     gate::{GateHost, jobs::Jobs},
     gateplugin::Installed,
     model::{
@@ -41,6 +41,8 @@ pub struct Context {
     pub writes: Writes,
     /// Issues certificates.
     pub authority: Arc<Authority>,
+    /// Whether Kong's own operator is at work.
+    pub foreign: Foreign,
     /// Runs gates.
     pub host: Arc<dyn GateHost>,
     /// What the gate host can run.
@@ -53,6 +55,8 @@ pub struct Context {
     pub identity: String,
     /// Whether images need a version that is known to work.
     pub validate_images: bool,
+    /// DataPlanes that were told whom they are left to.
+    pub yielded: publish::Yielded,
     /// How long to wait after errors.
     pub backoff: Backoff<ObjectRef<DataPlane>>,
     /// Counts passes.
@@ -110,6 +114,10 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
     let now = Timestamp::now();
+    if let Some((holder, until)) = ctx.foreign.at_work(now) {
+        publish::yields(&ctx.client, &ctx.identity, &dataplane, &holder, &ctx.yielded).await;
+        return Ok(Action::requeue(Duration::try_from(until.duration_since(now)).unwrap_or_default() + SOON));
+    }
     let policies = ctx.caches.policies.state_filter(|policy| policy.namespace().as_deref() == Some(&namespace));
     let policies: Vec<_> = policies.iter().map(AsRef::as_ref).collect();
 
@@ -120,8 +128,10 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
         trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),
+        authority_expires: Some(ctx.authority.expires()),
         ..observe::look(&ctx.caches, &dataplane)
     };
+    let observed = plan::adopt::complete(&intent, observed); // pure
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail
     let planned = build::render(&intent, &observed, &plan); // pure
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");

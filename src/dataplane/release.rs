@@ -24,6 +24,7 @@ const ROUND: Duration = Duration::from_secs(30);
 pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<DataPlane>>) {
     let mut rounds = tokio::time::interval(ROUND);
     loop {
+        // Whoever is at work releases too.
         let owners = tokio::select! {
             change = changes.next() => match change {
                 Some(owner) => vec![owner],
@@ -31,7 +32,7 @@ pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<Dat
             },
             _ = rounds.tick() => owners(&ctx),
         };
-        for owner in owners {
+        for owner in owners.into_iter().filter(|_| ctx.foreign.at_work(jiff::Timestamp::now()).is_none()) {
             if ctx.caches.dataplanes.get(&owner).is_none() {
                 jobs::cancel(&ctx, &owner);
             }

@@ -50,11 +50,11 @@ pub struct Intent {
     /// What should run, or why it cannot.
     pub wanted: Result<Wish, Refusal>,
     /// How many Pods. Reaches the live side directly: no revision depends on it.
-    pub replicas: i32,
-    /// Type of the ingress Services, likewise.
-    pub service_type: &'static str,
-    /// Annotations of the ingress Services, likewise.
-    pub service_annotations: BTreeMap<String, String>,
+    pub scale: Scale,
+    /// Spec of the PodDisruptionBudget without its selector, likewise.
+    pub disruption_budget: Option<Value>,
+    /// What is asked of the ingress Services, likewise.
+    pub ingress: Ingress,
     /// Whether the annotation says that the staged revision may be promoted.
     pub approved: bool,
     /// What the matching policies demand.
@@ -67,6 +67,46 @@ impl Intent {
     pub fn wanted_revision(&self) -> Option<Revision> {
         self.wanted.as_ref().ok().map(Wish::revision)
     }
+}
+
+/// How many Pods, and who says so.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scale {
+    /// The user.
+    Fixed(i32),
+    /// An autoscaler, from `min` Pods on; `spec` is its spec without the target.
+    Horizontal {
+        /// Never fewer.
+        min: i32,
+        /// Spec of the HorizontalPodAutoscaler without its target.
+        spec: Value,
+    },
+}
+
+impl Scale {
+    /// The fewest Pods that are enough.
+    #[must_use]
+    pub fn least(&self) -> i32 {
+        match self {
+            Self::Fixed(replicas) => *replicas,
+            Self::Horizontal { min, .. } => *min,
+        }
+    }
+}
+
+/// What is asked of the ingress Services beside their ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ingress {
+    /// Their type.
+    pub type_: &'static str,
+    /// Their annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Name of the live one; made up if absent.
+    pub name: Option<String>,
+    /// `Cluster` or `Local`; the API's default if absent.
+    pub external_traffic_policy: Option<&'static str>,
+    /// What all Services select instead of the DataPlane's own Pods.
+    pub selector_override: Option<BTreeMap<String, String>>,
 }
 
 /// What all matching policies demand together: gates add up, the strictest rule wins.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// What identifies an entry of a list in a Pod template; lists that are not named here are replaced whole.
-pub const KEYS: [(&str, &[&str]); 11] = [
+pub const KEYS: [(&str, &[&str]); 14] = [
     ("containers", &["name"]),
     ("initContainers", &["name"]),
     ("ephemeralContainers", &["name"]),
@@ -13,6 +13,9 @@ pub const KEYS: [(&str, &[&str]); 11] = [
     ("volumeDevices", &["devicePath"]),
     ("ports", &["containerPort", "protocol"]),
     ("imagePullSecrets", &["name"]),
+    ("claims", &["name"]),
+    ("resourceClaims", &["name"]),
+    ("schedulingGates", &["name"]),
     ("hostAliases", &["ip"]),
     ("topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
 ];

@@ -1,5 +1,7 @@
 //! The inner nouns. They know nobody.
 
+pub mod certificate;
+pub mod differ;
 pub mod duration;
 pub mod intent;
 pub mod lists;
@@ -9,7 +11,7 @@ pub mod plan;
 pub mod trial;
 pub mod wish;
 
-pub use intent::{Gate, Intent, Owner, Refusal, Rules, Strategy};
+pub use intent::{Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy};
 pub use names::Selector;
 pub use observed::Observed;
 pub use plan::{Phase, Plan};

@@ -4,6 +4,11 @@ use sha2::{Digest as _, Sha256};
 
 /// Who writes: our manager in server-side apply.
 pub const FIELD_MANAGER: &str = "sluice";
+/// Holds the replica count of a Deployment while an autoscaler chooses it: a count that nobody holds would fall back to
+/// the API's default with our next apply.
+pub const COUNT_MANAGER: &str = "sluice-count";
+/// Who wrote before: the field manager of Kong's operator.
+pub const KONG_MANAGER: &str = "manager";
 
 /// Name of the DataPlane, on everything of it but the Secret.
 pub const APP: &str = "app";
@@ -29,6 +34,12 @@ pub const WAIT_FOR_OWNER: &str = "gateway-operator.konghq.com/wait-for-owner";
 pub const REVISION: &str = "sluice.dev/revision";
 /// Hash of the object as it was last applied: what is no longer in it has to be pruned.
 pub const APPLIED: &str = "sluice.dev/applied";
+/// The DNS names a Secret's certificate was issued for: read here instead of being parsed out of it.
+pub const HOSTS: &str = "sluice.dev/hosts";
+/// When a Secret's certificate ends, likewise.
+pub const EXPIRES: &str = "sluice.dev/expires";
+/// The annotations of the spec as they were last put on a Service: Kong's own memory, kept for the way back.
+pub const LAST_APPLIED_ANNOTATIONS: &str = "gateway-operator.konghq.com/last-applied-annotations";
 /// The promotion that last moved a live Service.
 pub const PROMOTION: &str = "sluice.dev/promotion";
 /// The volume with the side's certificate.
@@ -112,6 +123,12 @@ impl From<&str> for Selector {
 #[must_use]
 pub fn side(dataplane: &str, owner_uid: &str, selector: &Selector) -> String {
     named(&format!("dataplane-{dataplane}-"), &[owner_uid, selector.as_str()])
+}
+
+/// The Deployment that takes the place of a terminating one of the same side.
+#[must_use]
+pub fn successor(dataplane: &str, selector: &Selector, terminating_uid: &str) -> String {
+    named(&format!("dataplane-{dataplane}-"), &[terminating_uid, selector.as_str()])
 }
 
 /// `dataplane-ingress-<name>-<hash of owner, role and state>`.

@@ -5,12 +5,17 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{Pod, Secret, Service},
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     Revision, Selector, Wish,
@@ -27,8 +32,17 @@ use crate::api::{
 pub struct Observed {
     /// Status of the DataPlane as last written.
     pub status: Option<DataPlaneStatus>,
-    /// Its Services. A terminating one serves until its owner is gone, as with Kong, so it counts here.
+    /// Its Services, one for each place. A terminating one serves until its owner is gone, as with Kong, so it counts
+    /// here unless another one has its place.
     pub services: BTreeMap<(State, Role), Arc<Service>>,
+    /// Services whose place another one has.
+    pub twins: Vec<Arc<Service>>,
+    /// Its HorizontalPodAutoscalers: one, unless somebody made more.
+    pub autoscalers: Vec<Arc<HorizontalPodAutoscaler>>,
+    /// Its PodDisruptionBudgets, likewise.
+    pub budgets: Vec<Arc<PodDisruptionBudget>>,
+    /// When the cluster CA ends.
+    pub authority_expires: Option<Timestamp>,
     /// Its Deployments, likewise.
     pub deployments: Vec<Arc<Deployment>>,
     /// Its Secrets, likewise.
@@ -54,14 +68,29 @@ pub struct Observed {
 /// A wish that was staged once, with its place in the order of promotions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Name of the `ControllerRevision`.
-    pub name: String,
+    /// Name of the `ControllerRevision`; none where it is still to be written.
+    pub name: Option<String>,
     /// The name of the wish.
     pub revision: Revision,
     /// The wish.
     pub wish: Wish,
+    /// The Pod template that was rendered from it, once, by the operator that first staged it: another one restarts
+    /// no Pod. None in a record of the first release.
+    pub template: Option<Value>,
     /// 0 until it is promoted; the highest number is the live one.
     pub ordinal: i64,
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordData {
+    /// The wish.
+    #[serde(flatten)]
+    pub wish: Wish,
+    /// The Pod template rendered from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Value>,
 }
 
 /// A plugin as this process has it.
@@ -137,20 +166,38 @@ impl Observed {
         service.spec.as_ref()?.selector.as_ref()?.get(names::SELECTOR).map(|text| Selector::from(text.as_str()))
     }
 
-    /// The Deployment of a side.
+    /// The Deployment of a side; of several, the one that is not terminating.
     #[must_use]
     pub fn deployment(&self, selector: &Selector) -> Option<&Deployment> {
-        self.deployments.iter().map(Arc::as_ref).find(|deployment| side_of(*deployment).as_ref() == Some(selector))
+        let of_side =
+            self.deployments.iter().filter(|deployment| side_of(deployment.as_ref()).as_ref() == Some(selector));
+        of_side.min_by_key(|deployment| is_terminating(deployment.as_ref())).map(Arc::as_ref)
     }
 
-    /// The selector of the one Deployment that is labelled live; none where there are several.
+    /// The Secret that the Deployment of a side mounts, if it is one of ours.
     #[must_use]
-    pub fn labelled_live(&self) -> Option<Selector> {
-        let live = |deployment: &&Arc<Deployment>| {
-            deployment.labels().get(names::DEPLOYMENT_STATE).is_some_and(|state| state == State::Live.as_str())
-        };
-        let mut labelled = self.deployments.iter().filter(live);
-        labelled.next().filter(|_| labelled.next().is_none()).and_then(|deployment| side_of(deployment.as_ref()))
+    pub fn secret_of(&self, selector: &Selector) -> Option<&Arc<Secret>> {
+        let volumes = self.deployment(selector)?.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
+        let volume = volumes.iter().find(|volume| volume.name == names::CERTIFICATE_VOLUME)?;
+        let name = volume.secret.as_ref()?.secret_name.as_ref()?;
+        self.secrets.iter().find(|secret| secret.name_any() == *name)
+    }
+
+    /// Every Service, in its place or not.
+    pub fn all_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().chain(&self.twins)
+    }
+
+    /// The selectors of the Deployments that are labelled so, each once.
+    #[must_use]
+    pub fn labelled(&self, state: State) -> Vec<Selector> {
+        let labelled = self.deployments.iter().filter(|deployment| {
+            deployment.labels().get(names::DEPLOYMENT_STATE).is_some_and(|label| label == state.as_str())
+        });
+        let mut sides: Vec<_> = labelled.filter_map(|deployment| side_of(deployment.as_ref())).collect();
+        sides.sort();
+        sides.dedup();
+        sides
     }
 
     /// The Pods of a side.
@@ -165,6 +212,11 @@ impl Observed {
 /// The selector in the labels of an owned object.
 pub fn side_of<K: kube::Resource>(object: &K) -> Option<Selector> {
     object.labels().get(names::SELECTOR).map(|text| Selector::from(text.as_str()))
+}
+
+/// Somebody has deleted it, and a finalizer holds it.
+pub fn is_terminating<K: kube::Resource>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_some()
 }
 
 /// How a promotion ended, if it did.

@@ -132,7 +132,18 @@ pub struct Side {
     /// Its label; none while it drains.
     pub state: Option<State>,
     /// How many Pods.
-    pub replicas: i32,
+    pub replicas: Replicas,
+    /// Its certificate ends soon and nothing runs with it yet: a fresh one is issued.
+    pub renews: bool,
+}
+
+/// How many Pods a Deployment should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// So many.
+    Exactly(i32),
+    /// So many when it is made; afterwards an autoscaler chooses.
+    From(i32),
 }
 
 /// What a pair of Services selects.

@@ -1,5 +1,8 @@
 //! The cluster CA and the certificates it signs: mutual TLS of the admin API.
 
+use std::time::SystemTime;
+
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt, api::PostParams};
 use rcgen::{
@@ -7,18 +10,22 @@ use rcgen::{
 };
 use serde_json::json;
 
-use crate::dataplane::build::{CertificateOrder, Object};
+use crate::{
+    dataplane::build::{CertificateOrder, Demand, Object},
+    model::{
+        certificate,
+        names::{EXPIRES, HOSTS},
+    },
+};
 
-/// The DNS names a Secret was issued for: read here instead of being parsed out of the certificate.
-const HOSTS: &str = "sluice.dev/hosts";
-
-/// Ten years, as Kong's: rotation does not wait for expiry.
-const DAYS: i64 = 3_650;
+/// Ten years, as Kong's, unless the CA ends before.
+const LIFE: SignedDuration = SignedDuration::from_hours(24 * 3_650);
 
 /// Signs certificates with the cluster CA.
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
+    expires: Timestamp,
 }
 
 /// Why there is no cluster CA.
@@ -64,7 +71,14 @@ impl Authority {
         let (certificate, key) = (field("tls.crt")?, field("tls.key")?);
         let key = KeyPair::from_pem(&key).map_err(|error| format!("tls.key: {error}"))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|error| format!("tls.crt: {error}"))?;
-        Ok(Self { certificate, issuer })
+        let expires = certificate::of_pem(certificate.as_bytes()).ok_or("tls.crt: it is no certificate")?;
+        Ok(Self { certificate, issuer, expires })
+    }
+
+    /// When the CA ends, and with it all it signed.
+    #[must_use]
+    pub fn expires(&self) -> Timestamp {
+        self.expires
     }
 
     /// Issues a certificate and renders its Secret.
@@ -79,11 +93,11 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::DigitalSignature];
         // Kong serves the admin API and is a client of its control plane with the same certificate.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        valid_from_now(&mut params);
+        let expires = valid_from_now(&mut params, self.expires);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let mut metadata = order.metadata.clone();
-        metadata["annotations"] = json!({ HOSTS: hosts(order) });
+        metadata["annotations"] = json!({ HOSTS: hosts(order), EXPIRES: expires });
         let body = json!({
             "apiVersion": "v1",
             "kind": "Secret",
@@ -96,17 +110,22 @@ impl Authority {
                 "tls.key": k8s_openapi::ByteString(key.serialize_pem().into_bytes()),
             },
         });
-        Ok(Object { name: order.name.clone(), body, only_if: None })
+        Ok(Object::new(order.name.clone(), body))
     }
 }
 
-/// Whether a Secret was issued for an order and has all its parts.
+/// Whether a Secret has all its parts and is what an order demands.
 #[must_use]
 pub fn covers(secret: &Secret, order: &CertificateOrder) -> bool {
     let parts = |data: &std::collections::BTreeMap<_, _>| {
         ["ca.crt", "tls.crt", "tls.key"].iter().all(|key| data.contains_key(*key))
     };
-    secret.annotations().get(HOSTS) == Some(&hosts(order)) && secret.data.as_ref().is_some_and(parts)
+    let whole = secret.data.as_ref().is_some_and(parts);
+    match order.demand {
+        Demand::Whole => whole,
+        Demand::Exact => whole && secret.annotations().get(HOSTS) == Some(&hosts(order)),
+        Demand::Fresh => false,
+    }
 }
 
 fn hosts(order: &CertificateOrder) -> String {
@@ -120,7 +139,7 @@ fn make(name: &str) -> Result<Secret, rcgen::Error> {
     params.distinguished_name.push(DnType::CountryName, "US");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    valid_from_now(&mut params);
+    valid_from_now(&mut params, Timestamp::MAX);
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?;
     let bytes = |text: String| k8s_openapi::ByteString(text.into_bytes());
@@ -134,11 +153,14 @@ fn make(name: &str) -> Result<Secret, rcgen::Error> {
     })
 }
 
-fn valid_from_now(params: &mut CertificateParams) {
+/// Makes a certificate valid from now on for its whole life, but not beyond `limit`; returns when it ends.
+fn valid_from_now(params: &mut CertificateParams, limit: Timestamp) -> Timestamp {
+    let now = Timestamp::now();
+    let expires = now.saturating_add(LIFE).unwrap_or(limit).min(limit);
     // A minute back, for clocks of Pods that are behind.
-    let now = std::time::SystemTime::now();
-    params.not_before = (now - std::time::Duration::from_secs(60)).into();
-    params.not_after = (now + std::time::Duration::from_secs(u64::try_from(DAYS * 86_400).unwrap_or_default())).into();
+    params.not_before = SystemTime::from(now - SignedDuration::from_mins(1)).into();
+    params.not_after = SystemTime::from(expires).into();
+    expires
 }
 
 #[cfg(test)]
@@ -148,15 +170,37 @@ mod tests {
     #[test]
     fn an_issued_certificate_covers_its_order_and_no_other() {
         let authority = Authority::from_secret(&make("ca").expect("a CA")).expect("a usable CA");
-        let order = |hosts: &[&str]| CertificateOrder {
+        let order = |demand, hosts: &[&str]| CertificateOrder {
             name: "secret".into(),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
             metadata: json!({ "name": "secret" }),
+            demand,
         };
-        let issued = authority.issue(&order(&["a.ns.svc", "b.ns.svc"])).expect("a certificate");
-        let secret: Secret = serde_json::from_value(issued.body).expect("a Secret");
-        assert!(covers(&secret, &order(&["a.ns.svc", "b.ns.svc"])));
-        assert!(!covers(&secret, &order(&["a.ns.svc"])));
+        let issued = authority.issue(&order(Demand::Exact, &["a.ns.svc", "b.ns.svc"])).expect("a certificate");
+        let mut secret: Secret = serde_json::from_value(issued.body).expect("a Secret");
+        assert!(covers(&secret, &order(Demand::Exact, &["a.ns.svc", "b.ns.svc"])));
+        assert!(!covers(&secret, &order(Demand::Exact, &["a.ns.svc"])));
+        assert!(covers(&secret, &order(Demand::Whole, &["a.ns.svc"])));
+        assert!(!covers(&secret, &order(Demand::Fresh, &["a.ns.svc", "b.ns.svc"])), "it ends soon");
+        secret.data.as_mut().expect("data").remove("tls.key");
+        assert!(!covers(&secret, &order(Demand::Whole, &["a.ns.svc"])), "a part is missing");
+    }
+
+    #[test]
+    fn a_certificate_does_not_outlive_its_authority() {
+        let authority = Authority::from_secret(&make("ca").expect("a CA")).expect("a usable CA");
+        let order = CertificateOrder {
+            name: "secret".into(),
+            hosts: vec!["a.ns.svc".into()],
+            metadata: json!({ "name": "secret" }),
+            demand: Demand::Exact,
+        };
+        let secret: Secret =
+            serde_json::from_value(authority.issue(&order).expect("a certificate").body).expect("a Secret");
+        let pem = String::from_utf8(secret.data.as_ref().expect("data")["tls.crt"].0.clone()).expect("PEM");
+        assert!(certificate::of_pem(pem.as_bytes()).expect("an end") <= authority.expires());
+        let said: Timestamp = secret.annotations()[EXPIRES].parse().expect("a time");
+        assert_eq!(said.as_second(), certificate::of_pem(pem.as_bytes()).expect("an end").as_second());
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! WRITES. Only what differs, in an order that is safe to stop after any write.
 
 pub mod certificate;
-pub mod differ;
 pub mod publish;
+mod takeover;
 
-use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, Deployment},
+    autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::{Secret, Service},
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -17,7 +22,7 @@ use super::build::{Object, Planned, Surplus};
 use crate::{
     api::{DataPlane, Promotion, dataplane::PROMOTE_WHEN_READY},
     cluster::writer::{Left, Writes},
-    model::{Intent, Observed, names, plan::ApprovalPlan},
+    model::{Intent, Observed, differ, names, observed::is_terminating, plan::ApprovalPlan},
 };
 
 /// Why a pass could not write.
@@ -34,6 +39,14 @@ pub enum Error {
         name: String,
         /// Why not.
         source: kube::Error,
+    },
+    /// Somebody else has an object of this name.
+    #[error("there is a {kind} {name} that does not belong to this DataPlane; delete or rename it")]
+    Taken {
+        /// The kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
     },
     /// No certificate could be issued.
     #[error("could not issue the certificate in Secret {name}")]
@@ -53,6 +66,7 @@ impl Error {
             Self::Write { source: kube::Error::Api(status), .. } => status.message.clone(),
             Self::Write { source, .. } => source.to_string(),
             Self::Certificate { source, .. } => source.to_string(),
+            Self::Taken { .. } => return self.to_string(),
         };
         format!("{self}: {cause}")
     }
@@ -84,7 +98,12 @@ pub struct Writer<'a> {
 /// # Errors
 /// The first write that failed. Everything before it stands, and the next pass goes on from there.
 pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
-    let Planned { approval, records, promotion, certificates, services, deployments, surplus } = planned;
+    let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
+        planned;
+    if observed.records.iter().any(|record| record.name.is_none()) {
+        // Before the record that says it is done.
+        writer.take_over_status().await?;
+    }
     if *approval != ApprovalPlan::Keep {
         writer.remove_approval().await?;
     }
@@ -92,14 +111,14 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         writer.promotion_status(name, Some(version), status).await?;
     }
     for object in records {
-        let found = observed.records.iter().find(|record| record.name == object.name);
+        let found = observed.records.iter().find(|record| record.name.as_ref() == Some(&object.name));
         if found.is_none_or(|record| object.body["revision"] != record.ordinal) {
             writer.make::<ControllerRevision>(object, found.is_some()).await?;
         }
     }
     if let Some(promotion) = promotion.as_ref().filter(|promotion| promotion.opens) {
         let body = super::build::promotion(writer.intent, promotion);
-        writer.make::<Promotion>(&Object { name: promotion.name.clone(), body, only_if: None }, false).await?;
+        writer.make::<Promotion>(&Object::new(promotion.name.clone(), body), false).await?;
     }
     for order in certificates {
         let found = observed.secrets.iter().find(|secret| secret.name_any() == order.name);
@@ -112,18 +131,32 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         }
     }
     for object in services {
-        let found = observed.services.values().find(|service| service.name_any() == object.name);
-        writer.settle(object, found.map(AsRef::as_ref)).await?;
+        let found = observed.all_services().find(|service| service.name_any() == object.name);
+        writer.settle::<Service>(object, found.map(AsRef::as_ref)).await?;
     }
     for object in deployments {
         let found = observed.deployments.iter().find(|deployment| deployment.name_any() == object.name);
-        writer.settle(object, found.map(AsRef::as_ref)).await?;
+        writer.settle_deployment(object, found.map(AsRef::as_ref)).await?;
+    }
+    if let Some(object) = autoscaler {
+        let found = observed.autoscalers.iter().find(|found| found.name_any() == object.name);
+        writer.settle::<HorizontalPodAutoscaler>(object, found.map(AsRef::as_ref)).await?;
+    }
+    if let Some(object) = budget {
+        let found = observed.budgets.iter().find(|found| found.name_any() == object.name);
+        writer.settle::<PodDisruptionBudget>(object, found.map(AsRef::as_ref)).await?;
     }
     prune(writer, observed, surplus).await
 }
 
 async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> Result<(), Error> {
-    let Surplus { deployments, secrets, services, records, promotions } = surplus;
+    let Surplus { deployments, secrets, services, autoscalers, budgets, records, promotions } = surplus;
+    for name in autoscalers {
+        writer.delete::<HorizontalPodAutoscaler>(name, None).await?;
+    }
+    for name in budgets {
+        writer.delete::<PodDisruptionBudget>(name, None).await?;
+    }
     for name in deployments {
         if let Some(deployment) = observed.deployments.iter().find(|deployment| deployment.name_any() == *name) {
             writer.remove(deployment.as_ref()).await?;
@@ -135,7 +168,7 @@ async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> R
         }
     }
     for name in services {
-        if let Some(service) = observed.services.values().find(|service| service.name_any() == *name) {
+        if let Some(service) = observed.all_services().find(|service| service.name_any() == *name) {
             writer.remove(service.as_ref()).await?;
         }
     }
@@ -170,13 +203,38 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        let mut object = object.clone();
-        object.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
-        let found = found.and_then(|found| serde_json::to_value(found).ok());
-        match &found {
-            Some(found) if differ::holds(found, &object.body) => Ok(()),
-            found => self.make::<K>(&object, found.is_some()).await,
+        let marked = marked(object);
+        match found {
+            Some(found) if holds(found, &marked) => Ok(()),
+            Some(found) => {
+                self.take_over(found).await?;
+                self.make::<K>(&marked, true).await
+            }
+            None => self.make::<K>(&marked, false).await,
         }
+    }
+
+    /// Likewise. A terminating Deployment goes on serving as it is, but does nothing more: where it would have to,
+    /// another one takes its place. And where an autoscaler chooses the count, the count is not ours to apply.
+    async fn settle_deployment(&self, object: &Object, found: Option<&Deployment>) -> Result<(), Error> {
+        let Some(found) = found else {
+            let mut made = marked(object);
+            if let Some(count) = object.count {
+                made.body["spec"]["replicas"] = count.into();
+            }
+            return self.make::<Deployment>(&made, false).await;
+        };
+        if is_terminating(found) && !holds(found, &marked(object)) {
+            let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
+            let name = names::successor(&self.intent.owner.name, side, found.uid().unwrap_or_default().as_str());
+            let mut successor = Object { name: name.clone(), ..object.clone() };
+            successor.body["metadata"]["name"] = name.into();
+            return Box::pin(self.settle_deployment(&successor, None)).await;
+        }
+        if object.count.is_some() && !holds(found, &marked(object)) {
+            self.hand_over_count(found).await?;
+        }
+        self.settle(object, Some(found)).await
     }
 
     /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
@@ -190,7 +248,12 @@ impl Writer<'_> {
         if exists {
             return self.apply::<K>(object).await;
         }
-        self.apply::<K>(&Object { only_if: Some(differ::ABSENT.into()), ..object.clone() }).await
+        // The caches show all that this process wrote: what has the name is somebody else's.
+        let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
+        self.apply::<K>(&absent).await.map_err(|error| match error.is_conflict() {
+            true => Error::Taken { kind: kind::<K>(), name: object.name.clone() },
+            false => error,
+        })
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>
@@ -264,6 +327,17 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// An object with the mark by which a later pass knows it again.
+fn marked(object: &Object) -> Object {
+    let mut marked = object.clone();
+    marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
+    marked
+}
+
+fn holds<K: Serialize>(found: &K, marked: &Object) -> bool {
+    serde_json::to_value(found).is_ok_and(|found| differ::holds(&found, &marked.body))
 }
 
 /// Takes our finalizer off an object, and only ours.

@@ -1,6 +1,11 @@
 //! WRITES. What people and later passes read: status of the upgrade, status of the DataPlane, Events. In this order:
 //! a commit is on record before the spec is frozen for it, and nobody is told of what is not yet true.
 
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
 use kube::{
     Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -64,7 +69,7 @@ pub async fn tell(client: &Client, host: &str, dataplane: &DataPlane, notes: &[N
     for Note { warning, reason, message } in notes {
         let event = Event {
             type_: if *warning { EventType::Warning } else { EventType::Normal },
-            reason: (*reason).to_owned(),
+            reason: reason.clone(),
             note: Some(cut(message)),
             action: "Reconcile".into(),
             secondary: None,
@@ -73,6 +78,22 @@ pub async fn tell(client: &Client, host: &str, dataplane: &DataPlane, notes: &[N
             tracing::warn!(%error, reason, "an Event could not be published");
         }
     }
+}
+
+/// UIDs of DataPlanes that were told that Kong's operator is at work.
+pub type Yielded = Mutex<HashSet<String>>;
+
+/// Tells, once, that Kong's operator is at work and nothing is written. An Event: a condition would be a write that it
+/// may answer.
+pub async fn yields(client: &Client, host: &str, dataplane: &DataPlane, holder: &str, told: &Yielded) {
+    if !told.lock().unwrap_or_else(PoisonError::into_inner).insert(dataplane.uid().unwrap_or_default()) {
+        return;
+    }
+    let message = format!(
+        "Kong's operator ({holder}) renews its Lease: nothing is written until it is stopped and its Lease has run out"
+    );
+    tracing::warn!(dataplane = %dataplane.name_any(), holder, "ForeignController: Kong's operator is at work");
+    tell(client, host, dataplane, &[Note { warning: true, reason: "ForeignController".into(), message }]).await;
 }
 
 /// The API takes at most 1024 bytes.

@@ -1,43 +1,19 @@
-//! PURE. The Deployment of a side: Kong's defaults under the user's Pod template.
+//! PURE. The Deployment of a side: the template of its wish, and what tells the sides apart.
 
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::{Object, merge::merge, metadata};
-use crate::model::{Intent, Observed, names, plan::Side};
-
-/// What the gateway is told unless the user says otherwise.
-const ENVIRONMENT: [(&str, &str); 23] = [
-    ("KONG_ADMIN_ACCESS_LOG", "/dev/stdout"),
-    ("KONG_ADMIN_ERROR_LOG", "/dev/stderr"),
-    ("KONG_ADMIN_GUI_ACCESS_LOG", "/dev/stdout"),
-    ("KONG_ADMIN_GUI_ERROR_LOG", "/dev/stderr"),
-    ("KONG_ADMIN_LISTEN", "0.0.0.0:8444 ssl reuseport backlog=16384"),
-    ("KONG_ADMIN_SSL_CERT", "/var/cluster-certificate/tls.crt"),
-    ("KONG_ADMIN_SSL_CERT_KEY", "/var/cluster-certificate/tls.key"),
-    ("KONG_CLUSTER_CERT", "/var/cluster-certificate/tls.crt"),
-    ("KONG_CLUSTER_CERT_KEY", "/var/cluster-certificate/tls.key"),
-    ("KONG_CLUSTER_LISTEN", "off"),
-    ("KONG_DATABASE", "off"),
-    ("KONG_NGINX_ADMIN_SSL_CLIENT_CERTIFICATE", "/var/cluster-certificate/ca.crt"),
-    ("KONG_NGINX_ADMIN_SSL_VERIFY_CLIENT", "on"),
-    ("KONG_NGINX_ADMIN_SSL_VERIFY_DEPTH", "3"),
-    ("KONG_NGINX_WORKER_PROCESSES", "2"),
-    ("KONG_PLUGINS", "bundled"),
-    ("KONG_PORTAL_API_ACCESS_LOG", "/dev/stdout"),
-    ("KONG_PORTAL_API_ERROR_LOG", "/dev/stderr"),
-    ("KONG_PORT_MAPS", "80:8000, 443:8443"),
-    ("KONG_PROXY_ACCESS_LOG", "/dev/stdout"),
-    ("KONG_PROXY_ERROR_LOG", "/dev/stderr"),
-    ("KONG_PROXY_LISTEN", "0.0.0.0:8000 reuseport backlog=16384, 0.0.0.0:8443 http2 ssl reuseport backlog=16384"),
-    ("KONG_STATUS_LISTEN", "0.0.0.0:8100"),
-];
+use super::{Object, metadata, template};
+use crate::model::{
+    Intent, Observed, names,
+    plan::{Replicas, Side},
+};
 
 /// Renders a side's Deployment. The same side is rendered the same before and after its promotion, but for one label:
 /// what was judged is what runs.
-pub(super) fn render(intent: &Intent, observed: &Observed, side: &Side) -> Object {
+pub(super) fn render(intent: &Intent, observed: &Observed, side: &Side, secret: &str) -> Object {
     let owner = &intent.owner;
     let found = observed.deployment(&side.selector);
     let name =
@@ -51,95 +27,48 @@ pub(super) fn render(intent: &Intent, observed: &Observed, side: &Side) -> Objec
         labels.insert(names::DEPLOYMENT_STATE, state.as_str());
     }
     let mut metadata = metadata(intent, &name, Some(&format!("dataplane-{}-", owner.name)), &labels);
+    if side.state.is_none() {
+        // It is let go with this write: its deletion then is one.
+        metadata["finalizers"] = json!([]);
+    }
     metadata["annotations"] = json!({ names::REVISION: side.wish.revision().as_str() });
     let selector = json!({ names::APP: owner.name, names::SELECTOR: side.selector.as_str() });
-    let body = json!({
+    let mut body = json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata,
         "spec": {
-            "replicas": side.replicas,
             "selector": { "matchLabels": selector },
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } },
-            "template": template(intent, side),
+            "template": placed(template::of(observed, &side.wish), &selector, secret),
         },
     });
-    Object { name, body, only_if: None }
+    let count = match side.replicas {
+        Replicas::Exactly(replicas) => {
+            body["spec"]["replicas"] = replicas.into();
+            None
+        }
+        Replicas::From(replicas) => Some(replicas),
+    };
+    Object { count, ..Object::new(name, body) }
 }
 
-fn template(intent: &Intent, side: &Side) -> Value {
-    let owner = &intent.owner;
-    let mut template = json!({
-        "metadata": { "labels": { names::APP: owner.name, names::SELECTOR: side.selector.as_str() } },
-        "spec": {
-            "securityContext": {},
-            "restartPolicy": "Always",
-            "terminationGracePeriodSeconds": 30,
-            "dnsPolicy": "ClusterFirst",
-            "containers": [proxy()],
-            "volumes": [{
-                "name": names::CERTIFICATE_VOLUME,
-                "secret": {
-                    "secretName": names::side(&owner.name, &owner.uid, &side.selector),
-                    "items": [
-                        { "key": "tls.crt", "path": "tls.crt" },
-                        { "key": "tls.key", "path": "tls.key" },
-                        { "key": "ca.crt", "path": "ca.crt" },
-                    ],
-                },
-            }],
-        },
-    });
-    merge(&mut template, &side.wish.pod_template);
-    let containers = template.pointer_mut("/spec/containers").and_then(Value::as_array_mut);
-    let proxy =
-        containers.and_then(|containers| containers.iter_mut().find(|container| container["name"] == names::PROXY));
-    if let Some(proxy) = proxy {
-        proxy["env"] = environment(&proxy["env"]);
-    }
-    template
-}
-
-fn proxy() -> Value {
-    let port = |name: &str, number: i32| json!({ "name": name, "containerPort": number, "protocol": "TCP" });
-    json!({
-        "name": names::PROXY,
-        "imagePullPolicy": "IfNotPresent",
-        "lifecycle": { "preStop": { "exec": { "command": ["/bin/sh", "-c", "kong quit"] } } },
-        "ports": [port("proxy", 8000), port("proxy-ssl", 8443), port("metrics", 8100), port("admin-ssl", 8444)],
-        "readinessProbe": {
-            "httpGet": { "path": "/status", "port": 8100, "scheme": "HTTP" },
-            "initialDelaySeconds": 5,
-            "periodSeconds": 10,
-            "timeoutSeconds": 1,
-            "successThreshold": 1,
-            "failureThreshold": 3,
-        },
-        "resources": {
-            "requests": { "cpu": "100m", "memory": "20Mi" },
-            "limits": { "cpu": "1", "memory": "1000Mi" },
-        },
-        "volumeMounts": [{
-            "name": names::CERTIFICATE_VOLUME,
-            "mountPath": "/var/cluster-certificate",
-            "readOnly": true,
-        }],
-    })
-}
-
-/// The user's variables and the defaults they did not set, sorted by name as Kong sorts them.
-fn environment(own: &Value) -> Value {
-    let mut variables = own.as_array().cloned().unwrap_or_default();
-    for (name, value) in ENVIRONMENT {
-        if !variables.iter().any(|variable| variable["name"] == name) {
-            variables.push(json!({ "name": name, "value": value }));
+/// A template with what belongs to one side only: the labels of its Pods, and the Secret they mount. What the user
+/// wrote there himself stays.
+fn placed(mut template: Value, labels: &Value, secret: &str) -> Value {
+    for (label, value) in labels.as_object().into_iter().flatten() {
+        let own = &mut template["metadata"]["labels"][label];
+        if own.is_null() {
+            *own = value.clone();
         }
     }
-    variables.sort_by_key(|variable| {
-        let text = |field: &str| variable[field].as_str().unwrap_or_default().to_owned();
-        text("name") + &text("value")
-    });
-    variables.into()
+    let volumes = template.pointer_mut("/spec/volumes").and_then(Value::as_array_mut);
+    for volume in volumes.into_iter().flatten().filter(|volume| volume["name"] == names::CERTIFICATE_VOLUME) {
+        if let Some(source) = volume.get_mut("secret").filter(|source| source.get("secretName").is_none()) {
+            source["secretName"] = secret.into();
+        }
+    }
+    template
 }
 
 #[cfg(test)]
@@ -147,22 +76,16 @@ mod tests {
     use super::*;
     use crate::model::{Selector, Wish, names::State};
 
-    fn side(state: Option<State>) -> Side {
-        let template = json!({"spec": {"containers": [{
-            "name": "proxy", "image": "kong:3.9",
-            "env": [{"name": "KONG_LOG_LEVEL", "value": "debug"}, {"name": "KONG_DATABASE", "value": ""}],
-            "readinessProbe": {"initialDelaySeconds": 1, "periodSeconds": 1},
-        }]}});
-        Side {
+    fn rendered(state: Option<State>) -> Object {
+        let template = json!({"spec": {"containers": [{"name": "proxy", "image": "kong:3.9"}]}});
+        let side = Side {
             selector: Selector::founding("uid"),
             wish: Wish { pod_template: template, ports: Value::Null },
             state,
-            replicas: 2,
-        }
-    }
-
-    fn rendered(state: Option<State>) -> Object {
-        render(&crate::dataplane::fixtures::intent("kong:3.9"), &Observed::default(), &side(state))
+            replicas: Replicas::Exactly(2),
+            renews: false,
+        };
+        render(&crate::dataplane::fixtures::intent("kong:3.9"), &Observed::default(), &side, "secret")
     }
 
     #[test]
@@ -175,16 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn the_users_template_wins_over_the_defaults() {
-        let body = rendered(Some(State::Live)).body;
-        let proxy = &body["spec"]["template"]["spec"]["containers"][0];
-        assert_eq!(proxy["readinessProbe"]["initialDelaySeconds"], 1);
-        assert_eq!(proxy["readinessProbe"]["httpGet"]["path"], "/status");
-        let variables = proxy["env"].as_array().expect("variables");
-        assert_eq!(variables.len(), ENVIRONMENT.len() + 1);
-        assert_eq!(
-            variables.iter().find(|variable| variable["name"] == "KONG_DATABASE").map(|v| &v["value"]),
-            Some(&json!(""))
-        );
+    fn a_side_has_its_own_labels_and_its_own_secret() {
+        let spec = rendered(Some(State::Live)).body["spec"].clone();
+        assert_eq!(spec["template"]["metadata"]["labels"], spec["selector"]["matchLabels"]);
+        assert_eq!(spec["template"]["spec"]["volumes"][0]["secret"]["secretName"], "secret");
+        let own = json!({"spec": {"volumes": [{"name": "cluster-certificate", "secret": {"secretName": "own"}}]}});
+        assert_eq!(placed(own, &json!({}), "secret")["spec"]["volumes"][0]["secret"]["secretName"], "own");
     }
 }

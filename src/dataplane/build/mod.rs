@@ -1,18 +1,24 @@
 //! PURE. Plan -> every object we own, rendered. Cannot fail.
 
+mod certificate;
 mod deployment;
 pub mod merge;
+mod scaling;
 mod service;
+mod template;
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::{
     api::promotion::PromotionStatus,
     model::{
         Intent, Observed, Plan,
-        names::{self, Role, State},
+        names::{self, State},
+        observed::RecordData,
         plan::{ApprovalPlan, PlannedPromotion, PlannedRecord},
     },
 };
@@ -32,6 +38,10 @@ pub struct Planned {
     pub services: Vec<Object>,
     /// Deployments.
     pub deployments: Vec<Object>,
+    /// The autoscaler of the live Deployment.
+    pub autoscaler: Option<Object>,
+    /// The disruption budget of the live Pods.
+    pub budget: Option<Object>,
     /// What no side needs any more.
     pub surplus: Surplus,
 }
@@ -45,6 +55,16 @@ pub struct Object {
     pub body: Value,
     /// Only to this resource version: the write is part of a commit.
     pub only_if: Option<String>,
+    /// How many Pods a Deployment has when it is made, where an autoscaler chooses afterwards.
+    pub count: Option<i32>,
+}
+
+impl Object {
+    /// An object that is written whenever it differs.
+    #[must_use]
+    pub fn new(name: String, body: Value) -> Self {
+        Self { name, body, only_if: None, count: None }
+    }
 }
 
 /// A Secret that should hold a certificate for these names. Issued by `apply`: a key is no pure thing.
@@ -56,6 +76,19 @@ pub struct CertificateOrder {
     pub hosts: Vec<String>,
     /// Metadata of the Secret.
     pub metadata: Value,
+    /// What is there: to be kept as long as it is whole, or to be issued anew.
+    pub demand: Demand,
+}
+
+/// What is asked of a Secret that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// Pods that serve have read it, whoever issued it: it only has to be whole.
+    Whole,
+    /// It has to hold exactly the ordered names.
+    Exact,
+    /// It ends soon, and nothing runs with it yet.
+    Fresh,
 }
 
 /// Names of what no side needs any more.
@@ -67,6 +100,10 @@ pub struct Surplus {
     pub secrets: Vec<String>,
     /// Services.
     pub services: Vec<String>,
+    /// Autoscalers.
+    pub autoscalers: Vec<String>,
+    /// Disruption budgets.
+    pub budgets: Vec<String>,
     /// Records of wishes.
     pub records: Vec<String>,
     /// Upgrades that are history.
@@ -84,16 +121,36 @@ pub fn render(intent: &Intent, observed: &Observed, plan: &Plan) -> Planned {
     let sides = plan.sides.iter();
     let mut services = service::pair(intent, observed, State::Live, &plan.live);
     services.extend(plan.preview.iter().flat_map(|preview| service::pair(intent, observed, State::Preview, preview)));
-    let certificates: Vec<_> = sides.clone().map(|side| certificate(intent, observed, side)).collect();
+    let certificates = certificate::orders(intent, observed, &plan.sides);
+    let deployments: Vec<_> = sides
+        .zip(&certificates)
+        .map(|(side, certificate)| deployment::render(intent, observed, side, &certificate.name))
+        .collect();
+    let takes_traffic = plan.sides.iter().position(|side| side.selector == plan.live.selector);
+    let live = takes_traffic.and_then(|place| deployments.get(place)).map(|live| live.name.as_str());
+    let autoscaler = scaling::autoscaler(intent, live);
+    let budget = scaling::budget(intent, &plan.live);
     Planned {
         approval: plan.approval.clone(),
-        records: plan.records.iter().map(|planned| record(intent, planned)).collect(),
+        records: plan.records.iter().map(|planned| record(intent, observed, planned)).collect(),
         promotion: plan.promotion.clone(),
-        surplus: surplus(observed, plan, &services, &certificates),
+        surplus: Surplus {
+            autoscalers: others(&observed.autoscalers, autoscaler.as_ref()),
+            budgets: others(&observed.budgets, budget.as_ref()),
+            ..surplus(observed, plan, &services, &certificates)
+        },
         certificates,
         services,
-        deployments: sides.map(|side| deployment::render(intent, observed, side)).collect(),
+        deployments,
+        autoscaler,
+        budget,
     }
+}
+
+/// Names of what was found and is not what is wanted.
+fn others<K: kube::Resource>(found: &[std::sync::Arc<K>], wanted: Option<&Object>) -> Vec<String> {
+    let names = found.iter().map(|object| object.name_any());
+    names.filter(|name| wanted.is_none_or(|wanted| wanted.name != *name)).collect()
 }
 
 /// Metadata that every owned object shares.
@@ -118,23 +175,21 @@ fn metadata(intent: &Intent, name: &str, generate_name: Option<&str>, labels: &B
     metadata
 }
 
-fn record(intent: &Intent, planned: &PlannedRecord) -> Object {
+fn record(intent: &Intent, observed: &Observed, planned: &PlannedRecord) -> Object {
     let name = names::record(&intent.owner.name, &intent.owner.uid, planned.revision.as_str());
     let labels = BTreeMap::from([(names::APP, intent.owner.name.as_str()), (names::MANAGED_BY, names::DATAPLANE)]);
     let mut metadata = metadata(intent, &name, None, &labels);
     metadata["annotations"] = json!({ names::REVISION: planned.revision.as_str() });
-    Object {
-        body: json!({
-            "apiVersion": "apps/v1",
-            "kind": "ControllerRevision",
-            "metadata": metadata,
-            "data": planned.wish,
-            // Kubernetes wants a number here; ours counts promotions, 0 for a wish that was never live.
-            "revision": planned.ordinal,
-        }),
-        name,
-        only_if: None,
-    }
+    let data = RecordData { wish: planned.wish.clone(), template: Some(template::of(observed, &planned.wish)) };
+    let body = json!({
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": metadata,
+        "data": data,
+        // Kubernetes wants a number here; ours counts promotions, 0 for a wish that was never live.
+        "revision": planned.ordinal,
+    });
+    Object::new(name, body)
 }
 
 /// The body of a new `Promotion`.
@@ -173,28 +228,14 @@ pub fn promotion_status(
     body
 }
 
-/// One Secret for each Deployment with the names of both admin Services, so that promotion changes no certificate.
-fn certificate(intent: &Intent, observed: &Observed, side: &crate::model::plan::Side) -> CertificateOrder {
-    let owner = &intent.owner;
-    let admin = |state| service::name(intent, observed, Role::Admin, state);
-    let state = side.state.unwrap_or(State::Live);
-    let name = names::side(&owner.name, &owner.uid, &side.selector);
-    let admin_service = admin(state);
-    let labels = BTreeMap::from([
-        (names::MANAGED_BY, names::DATAPLANE),
-        (names::SERVICE_SECRET, admin_service.as_str()),
-        (names::KONG_SECRET, "true"),
-    ]);
-    let host = |service: String| format!("{service}.{}.svc", owner.namespace);
-    CertificateOrder {
-        metadata: metadata(intent, &name, Some(&format!("dataplane-{}-", owner.name)), &labels),
-        hosts: vec![host(admin(State::Live)), host(admin(State::Preview))],
-        name,
-    }
+/// The Secrets that the Pods of a Deployment mount.
+fn mounted(deployment: &Deployment) -> impl Iterator<Item = &str> {
+    let template = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let volumes = template.into_iter().flat_map(|template| template.volumes.iter().flatten());
+    volumes.filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref())
 }
 
 fn surplus(observed: &Observed, plan: &Plan, services: &[Object], certificates: &[CertificateOrder]) -> Surplus {
-    use kube::ResourceExt;
     let planned = |name: &String| services.iter().any(|service| service.name == *name);
     // The live and the staged wish stay whatever their age, and what a Deployment was rendered from.
     let rendered: Vec<_> =
@@ -213,21 +254,22 @@ fn surplus(observed: &Observed, plan: &Plan, services: &[Object], certificates: 
         .map(|promotion| promotion.name_any())
         .collect();
     let retired = super::plan::retired(observed, plan);
-    // A Secret has the name of the Deployment that mounts it.
-    let mounted =
-        |name: &String| observed.deployments.iter().any(|known| known.name_any() == *name) && !retired.contains(name);
+    let stays = |deployment: &&std::sync::Arc<Deployment>| !retired.contains(&deployment.name_any());
+    let mounts: Vec<_> = observed.deployments.iter().filter(stays).flat_map(|known| mounted(known)).collect();
+    let mounted = |name: &String| mounts.contains(&name.as_str());
     let ordered = |name: &String| certificates.iter().any(|order| order.name == *name);
     let secrets = observed.secrets.iter().map(|secret| secret.name_any());
     Surplus {
         secrets: secrets.filter(|name| !ordered(name) && !mounted(name)).collect(),
         deployments: retired,
-        services: observed.services.values().map(|service| service.name_any()).filter(|name| !planned(name)).collect(),
+        services: observed.all_services().map(|service| service.name_any()).filter(|name| !planned(name)).collect(),
         records: history
             .into_iter()
             .skip(RECORDS_KEPT)
             .filter(|record| !needed(record.revision.as_str()))
-            .map(|record| record.name.clone())
+            .filter_map(|record| record.name.clone())
             .collect(),
         promotions: closed.iter().take(closed.len().saturating_sub(PROMOTIONS_KEPT)).cloned().collect(),
+        ..Surplus::default()
     }
 }

@@ -18,9 +18,13 @@ pub(super) fn pair(intent: &Intent, observed: &Observed, state: State, traffic: 
     vec![render(intent, observed, Role::Admin, state, traffic), render(intent, observed, Role::Ingress, state, traffic)]
 }
 
-/// The name of a Service: the one it has, or the one it will have.
+/// The name of a Service: the one the user gave it, the one it has, or the one it will have. The preview never takes
+/// the user's, for the live one has it.
 pub(super) fn name(intent: &Intent, observed: &Observed, role: Role, state: State) -> String {
     let owner = &intent.owner;
+    if let (Role::Ingress, State::Live, Some(name)) = (role, state, &intent.ingress.name) {
+        return name.clone();
+    }
     let found = observed.services.get(&(state, role)).map(|service| service.name_any());
     found.unwrap_or_else(|| names::service(&owner.name, &owner.uid, role, state))
 }
@@ -35,10 +39,10 @@ fn render(intent: &Intent, observed: &Observed, role: Role, state: State, traffi
         (names::SERVICE_STATE, state.as_str()),
     ]);
     let mut metadata = metadata(intent, &name, Some(&names::service_prefix(&owner.name, role)), &labels);
-    if let (Role::Ingress, false) = (role, intent.service_annotations.is_empty()) {
-        metadata["annotations"] = json!(intent.service_annotations);
+    if role == Role::Ingress {
+        metadata["annotations"] = annotations(&intent.ingress.annotations, state);
     }
-    let found = observed.services.get(&(state, role));
+    let found = observed.services.get(&(state, role)).filter(|found| found.name_any() == name);
     let mut only_if = None;
     if let Some(promotion) = &traffic.promotion {
         metadata["annotations"][names::PROMOTION] = promotion.as_str().into();
@@ -48,11 +52,7 @@ fn render(intent: &Intent, observed: &Observed, role: Role, state: State, traffi
         metadata["annotations"][names::PROMOTION] = mark.as_str().into();
     }
     let spec = match role {
-        Role::Ingress => json!({
-            "type": intent.service_type,
-            "selector": selector(intent, traffic),
-            "ports": ports(&traffic.ports),
-        }),
+        Role::Ingress => ingress(intent, state, traffic),
         Role::Admin => json!({
             "type": "ClusterIP",
             "clusterIP": "None",
@@ -61,15 +61,55 @@ fn render(intent: &Intent, observed: &Observed, role: Role, state: State, traffi
             "ports": [{ "name": "admin", "protocol": "TCP", "port": 8444, "targetPort": 8444 }],
         }),
     };
-    Object { name, body: json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec }), only_if }
+    let body = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec });
+    Object { only_if, ..Object::new(name, body) }
+}
+
+fn ingress(intent: &Intent, state: State, traffic: &Traffic) -> Value {
+    let mut spec = json!({
+        "type": intent.ingress.type_,
+        "selector": selector(intent, traffic),
+        "ports": ports(&traffic.ports, state),
+    });
+    if let Some(policy) = intent.ingress.external_traffic_policy {
+        spec["externalTrafficPolicy"] = policy.into();
+    }
+    spec
 }
 
 fn selector(intent: &Intent, traffic: &Traffic) -> Value {
-    json!({ names::APP: intent.owner.name, names::SELECTOR: traffic.selector.as_str() })
+    match &intent.ingress.selector_override {
+        Some(own) => json!(own),
+        None => json!({ names::APP: intent.owner.name, names::SELECTOR: traffic.selector.as_str() }),
+    }
 }
 
-/// Kong's ports where the user names none; 8000 where a port has no target; the first of several equal ones.
-fn ports(wished: &Value) -> Value {
+/// The user's annotations, and Kong's memory of them. On the preview without those by which a Service claims a name or
+/// an address that is the live one's.
+fn annotations(own: &BTreeMap<String, String>, state: State) -> Value {
+    const CLAIMS: [&str; 8] = [
+        "external-dns.alpha.kubernetes.io/hostname",
+        "external-dns.alpha.kubernetes.io/internal-hostname",
+        "metallb.io/loadBalancerIPs",
+        "metallb.universe.tf/loadBalancerIPs",
+        "lbipam.cilium.io/ips",
+        "io.cilium/lb-ipam-ips",
+        "kube-vip.io/loadbalancerIPs",
+        "service.beta.kubernetes.io/azure-load-balancer-ipv4",
+    ];
+    let kept = |name: &&String| state == State::Live || !CLAIMS.contains(&name.as_str());
+    let mut annotations: BTreeMap<_, _> =
+        own.iter().filter(|(name, _)| kept(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    if annotations.is_empty() {
+        return json!({});
+    }
+    annotations.insert(names::LAST_APPLIED_ANNOTATIONS.into(), json!(annotations).to_string());
+    json!(annotations)
+}
+
+/// Kong's ports where the user names none; 8000 where a port has no target; the first of several equal ones. A port of
+/// the node can be only one Service's: the live one's.
+fn ports(wished: &Value, state: State) -> Value {
     let Some(wished) = wished.as_array() else {
         return json!([
             { "name": "http", "protocol": "TCP", "port": 80, "targetPort": 8000 },
@@ -86,6 +126,9 @@ fn ports(wished: &Value) -> Value {
         if let Some(name) = port.get("name") {
             rendered["name"] = name.clone();
         }
+        if let (Some(node_port), State::Live) = (port.get("nodePort"), state) {
+            rendered["nodePort"] = node_port.clone();
+        }
         ports.push(rendered);
     }
     ports.into()
@@ -97,15 +140,30 @@ mod tests {
 
     #[test]
     fn ports_default_to_kongs_and_equal_ones_are_dropped() {
-        assert_eq!(ports(&Value::Null)[1]["targetPort"], 8443);
+        assert_eq!(ports(&Value::Null, State::Live)[1]["targetPort"], 8443);
         let wished =
             json!([{"name": "a", "port": 9000}, {"port": 9000, "targetPort": 1}, {"port": 80, "targetPort": "proxy"}]);
         assert_eq!(
-            ports(&wished),
+            ports(&wished, State::Live),
             json!([
                 {"name": "a", "protocol": "TCP", "port": 9000, "targetPort": 8000},
                 {"protocol": "TCP", "port": 80, "targetPort": "proxy"},
             ])
         );
+    }
+
+    #[test]
+    fn what_only_one_service_can_have_is_the_live_ones() {
+        let wished = json!([{"port": 80, "nodePort": 30080}]);
+        assert_eq!(ports(&wished, State::Live)[0]["nodePort"], 30080);
+        assert_eq!(ports(&wished, State::Preview)[0].get("nodePort"), None);
+
+        let own = BTreeMap::from([
+            ("team".to_owned(), "edge".to_owned()),
+            ("external-dns.alpha.kubernetes.io/hostname".to_owned(), "api.example".to_owned()),
+        ]);
+        assert_eq!(annotations(&own, State::Live)["external-dns.alpha.kubernetes.io/hostname"], "api.example");
+        let preview = annotations(&own, State::Preview);
+        assert_eq!(preview, json!({"team": "edge", names::LAST_APPLIED_ANNOTATIONS: "{\"team\":\"edge\"}"}));
     }
 }

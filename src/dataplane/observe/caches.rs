@@ -2,8 +2,10 @@
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
-    core::v1::{Pod, Secret, Service},
+    autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::{Container, Pod, PodSpec, Secret, Service},
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Client, Resource, ResourceExt,
@@ -35,6 +37,10 @@ pub struct Caches {
     pub services: Store<Service>,
     /// Secrets of DataPlanes.
     pub secrets: Store<Secret>,
+    /// HorizontalPodAutoscalers of DataPlanes.
+    pub autoscalers: Store<HorizontalPodAutoscaler>,
+    /// PodDisruptionBudgets of DataPlanes.
+    pub budgets: Store<PodDisruptionBudget>,
     /// Pods of DataPlanes.
     pub pods: Store<Pod>,
     /// EndpointSlices of Services of DataPlanes.
@@ -72,7 +78,9 @@ impl Caches {
             deployments: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
             services: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
             secrets: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            pods: cache::keep(scope.api(client), ours, each(changed.clone(), app)),
+            autoscalers: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            budgets: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
+            pods: cache::keep_trimmed(scope.api(client), ours, trim, each(changed.clone(), app)),
             slices: cache::keep(scope.api(client), managed, each(changed, app)),
         }
     }
@@ -82,7 +90,19 @@ impl Caches {
     /// # Errors
     /// Where a watch ended for good.
     pub async fn ready(&self) -> Result<(), WriterDropped> {
-        let Self { dataplanes, policies, promotions, records, deployments, services, secrets, pods, slices } = self;
+        let Self {
+            dataplanes,
+            policies,
+            promotions,
+            records,
+            deployments,
+            services,
+            secrets,
+            autoscalers,
+            budgets,
+            pods,
+            slices,
+        } = self;
         dataplanes.wait_until_ready().await?;
         policies.wait_until_ready().await?;
         promotions.wait_until_ready().await?;
@@ -90,6 +110,8 @@ impl Caches {
         deployments.wait_until_ready().await?;
         services.wait_until_ready().await?;
         secrets.wait_until_ready().await?;
+        autoscalers.wait_until_ready().await?;
+        budgets.wait_until_ready().await?;
         pods.wait_until_ready().await?;
         slices.wait_until_ready().await
     }
@@ -105,8 +127,24 @@ impl Caches {
             "Deployment" => version(&self.deployments, namespace, name),
             "Service" => version(&self.services, namespace, name),
             "Secret" => version(&self.secrets, namespace, name),
+            "HorizontalPodAutoscaler" => version(&self.autoscalers, namespace, name),
+            "PodDisruptionBudget" => version(&self.budgets, namespace, name),
             _ => None,
         }
+    }
+}
+
+/// Of a Pod only what tells how it is: its template is in its Deployment.
+fn trim(pod: &mut Pod) {
+    pod.metadata.annotations = None;
+    if let Some(spec) = &mut pod.spec {
+        let containers = std::mem::take(&mut spec.containers);
+        let containers = containers.into_iter().map(|container| Container {
+            name: container.name,
+            ports: container.ports,
+            ..Container::default()
+        });
+        *spec = PodSpec { containers: containers.collect(), host_network: spec.host_network, ..PodSpec::default() };
     }
 }
 

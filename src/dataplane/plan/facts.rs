@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use crate::{
     api::promotion::{JudgedPod, Promotion, Verdict},
     model::{
-        Intent, Observed, Revision, Selector, Strategy,
+        Intent, Observed, Revision, Selector, Strategy, certificate,
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, verdict},
     },
@@ -113,7 +113,9 @@ pub(super) fn live_selector(intent: &Intent, observed: &Observed) -> Selector {
     }
     // The label, not the Service: a selector that somebody bent has to be bent back, not believed.
     observed
-        .labelled_live()
+        .labelled(State::Live)
+        .pop()
+        .filter(|_| observed.labelled(State::Live).len() == 1)
         .or_else(|| observed.selects(State::Live, Role::Ingress))
         .or_else(|| observed.selects(State::Live, Role::Admin))
         .or_else(|| observed.status.as_ref()?.selector.as_deref().map(Selector::from))
@@ -144,15 +146,28 @@ pub(super) fn upgrade(wanted: Option<&Revision>, observed: &Observed) -> Upgrade
     }
 }
 
-/// A Deployment all of whose Pods are ready at `revision`. Its status has to be about its spec, and about all of it.
-pub(super) fn ready(deployment: Option<&Deployment>, revision: &str, replicas: i32) -> bool {
+/// A Deployment all of whose Pods, at least `least`, are ready at `revision`. Its status has to be about its spec, and
+/// about all of it.
+pub(super) fn ready(deployment: Option<&Deployment>, revision: &str, least: i32) -> bool {
     let Some(deployment) = deployment else { return false };
     let (Some(spec), Some(status)) = (&deployment.spec, &deployment.status) else { return false };
+    let counts = [status.updated_replicas, status.replicas, status.available_replicas];
     deployment.annotations().get(names::REVISION).map(String::as_str) == Some(revision)
         && status.observed_generation == deployment.metadata.generation
-        && replicas >= 1
-        && spec.replicas == Some(replicas)
-        && [status.updated_replicas, status.replicas, status.available_replicas] == [Some(replicas); 3]
+        && spec
+            .replicas
+            .is_some_and(|replicas| replicas >= least && counts.map(|count| count.unwrap_or_default()) == [replicas; 3])
+}
+
+/// How many Pods the Deployment of a side is asked for.
+pub(super) fn asked(observed: &Observed, selector: &Selector) -> Option<i32> {
+    observed.deployment(selector)?.spec.as_ref()?.replicas
+}
+
+/// The certificate of a side ends soon, and no Pod runs with it: it can be issued anew without anybody noticing.
+pub(super) fn renews(observed: &Observed, selector: &Selector, now: Timestamp) -> bool {
+    let ends = observed.secret_of(selector).and_then(|secret| certificate::ends(secret));
+    ends.is_some_and(|at| certificate::ends_soon(at, now)) && asked(observed, selector) == Some(0)
 }
 
 /// What people want to know about a Deployment that is not ready: what its Pods or its conditions complain about.
@@ -227,14 +242,15 @@ pub(super) fn candidate(
     observed: &Observed,
     selector: &Selector,
     revision: &str,
-    replicas: i32,
+    least: i32,
     connection: Option<&ConnectionKey>,
 ) -> Candidate {
+    let replicas = asked(observed, selector).unwrap_or_default();
     let pods: BTreeSet<_> = pods(observed, selector).into_iter().map(|pod| pod.uid).collect();
     let behind_preview = observed.selects(State::Preview, Role::Ingress).as_ref() == Some(selector)
         && taking_traffic(observed, State::Preview, Role::Ingress).as_ref() == Some(&pods)
         && pods.len() == usize::try_from(replicas).unwrap_or_default();
-    if !ready(observed.deployment(selector), revision, replicas) || !behind_preview {
+    if !ready(observed.deployment(selector), revision, least.max(1)) || !behind_preview {
         return Candidate::NotReady;
     }
     match connection.and_then(|key| observed.connections.get(key)) {
@@ -283,7 +299,7 @@ pub(super) fn marked(observed: &Observed) -> bool {
 pub(super) fn converged(intent: &Intent, observed: &Observed, side: &Selector) -> bool {
     let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| pod.uid).collect();
     let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
-    taking.len() >= usize::try_from(intent.replicas).unwrap_or_default() && taking.is_subset(&own)
+    taking.len() >= usize::try_from(intent.scale.least()).unwrap_or_default() && taking.is_subset(&own)
 }
 
 /// The API refuses changes of the spec: its rule looks at this very condition.

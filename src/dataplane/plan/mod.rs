@@ -1,12 +1,13 @@
 //! PURE. Intent and what was observed -> facts -> phase -> plan. Cannot fail, knows no clock but `now`.
 
+pub mod adopt;
 pub mod facts;
 pub mod judge;
 pub mod phase;
 mod targets;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt;
 
 use self::{
@@ -16,10 +17,10 @@ use self::{
 use crate::{
     api::promotion::{Approval, Commit, Promotion, PromotionStatus, Verdict},
     model::{
-        Intent, Observed, Phase, Plan, Selector, Strategy, Wish,
+        Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
         names::{self, State},
-        observed::{Connection, Record, side_of},
-        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Side, Traffic},
+        observed::{Connection, Record, is_terminating, side_of},
+        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic},
     },
 };
 
@@ -86,7 +87,7 @@ impl<'a> Scene<'a> {
         let stable = facts::live_selector(intent, observed);
         let candidate = match upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref()) {
             Some(commit) => Selector::from(commit.to.as_str()),
-            None => stable.next(&intent.owner.uid),
+            None => adopt::candidate(observed, &stable, &intent.owner.uid),
         };
         let staged = match upgrade {
             Some(open) => {
@@ -100,9 +101,9 @@ impl<'a> Scene<'a> {
         };
 
         let connection = facts::connection(observed, &candidate);
-        let replicas = intent.replicas;
+        let least = wanted_candidates(intent, observed, &stable, &candidate);
         let ready = staged.as_ref().map_or(Candidate::NotReady, |(_, revision)| {
-            facts::candidate(observed, &candidate, revision, replicas, connection.as_ref())
+            facts::candidate(observed, &candidate, revision, least, connection.as_ref())
         });
         let judged_pods = facts::pods(observed, &candidate);
         let recorded = upgrade.and_then(|open| open.status.as_ref());
@@ -194,35 +195,44 @@ impl<'a> Scene<'a> {
     fn sides(&self, phase: Phase) -> Vec<Side> {
         let (intent, mut sides) = (self.intent, Vec::new());
         let mut side = |selector: &Selector, wish: Option<Wish>, state, replicas| {
-            sides.extend(wish.map(|wish| Side { selector: selector.clone(), wish, state, replicas }));
+            let renews = state == Some(State::Preview) && facts::renews(self.observed, selector, self.now);
+            sides.extend(wish.map(|wish| Side { selector: selector.clone(), wish, state, replicas, renews }));
         };
+        let count = match intent.scale {
+            Scale::Fixed(replicas) => Replicas::Exactly(replicas),
+            Scale::Horizontal { min, .. } => Replicas::From(min),
+        };
+        let (none, candidates) = (
+            Replicas::Exactly(0),
+            Replicas::Exactly(wanted_candidates(intent, self.observed, &self.stable, &self.candidate)),
+        );
         let staged = || self.staged.as_ref().map(|(wish, _)| wish.clone());
         match phase {
             Phase::Founding => {
                 let standing = || self.standing_record().map(|record| record.wish.clone());
-                side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), intent.replicas);
+                side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), count);
             }
             Phase::InPlace => {
                 let wish = intent.wanted.clone().ok().or_else(|| self.live_wish());
-                side(&self.stable, wish, Some(State::Live), intent.replicas);
+                side(&self.stable, wish, Some(State::Live), count);
             }
-            Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas),
+            Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), count),
             Phase::Settled | Phase::Failed => {
-                side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas);
-                side(&self.candidate, self.live_wish(), Some(State::Preview), 0);
+                side(&self.stable, self.live_wish(), Some(State::Live), count);
+                side(&self.candidate, self.live_wish(), Some(State::Preview), none);
             }
             Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
-                side(&self.stable, self.live_wish(), Some(State::Live), intent.replicas);
-                side(&self.candidate, staged(), Some(State::Preview), intent.replicas);
+                side(&self.stable, self.live_wish(), Some(State::Live), count);
+                side(&self.candidate, staged(), Some(State::Preview), candidates);
             }
             Phase::Draining => {
-                side(&self.candidate, staged(), Some(State::Live), intent.replicas);
+                side(&self.candidate, staged(), Some(State::Live), count);
                 let next = self.candidate.next(&intent.owner.uid);
-                side(&next, staged(), Some(State::Preview), 0);
+                side(&next, staged(), Some(State::Preview), none);
                 if !self.drained() {
                     // Rendered from the wish that was live before, as it was: only its label goes.
                     let before = self.standing_record();
-                    side(&self.stable, before.map(|record| record.wish.clone()), None, intent.replicas);
+                    side(&self.stable, before.map(|record| record.wish.clone()), None, count);
                 }
             }
         }
@@ -272,28 +282,27 @@ impl<'a> Scene<'a> {
 
     /// A wish is on record before anything runs it, and the live one is the one with the highest ordinal.
     fn records(&self, phase: Phase) -> Vec<PlannedRecord> {
+        let record = |wish: &Wish, ordinal| PlannedRecord { revision: wish.revision(), wish: wish.clone(), ordinal };
+        // What is taken over comes first: it is what lives.
+        let taken_over = self.observed.records.iter().filter(|record| record.name.is_none());
+        let mut records: Vec<_> = taken_over.map(|known| record(&known.wish, known.ordinal)).collect();
         let next = self.observed.promoted().map_or(0, |record| record.ordinal) + 1;
         let known = |wish: &Wish| self.observed.record(wish.revision().as_str()).map_or(0, |record| record.ordinal);
-        let staged = self.staged.as_ref().map(|(wish, _)| wish);
-        let record =
-            |wish: &Wish, ordinal| vec![PlannedRecord { revision: wish.revision(), wish: wish.clone(), ordinal }];
-        match (phase, staged) {
-            (Phase::Founding, Some(wish)) => {
+        records.extend(self.staged.as_ref().and_then(|(wish, _)| match phase {
+            Phase::Founding => {
                 // Live for good only once it was ready: until then a better spec replaces it in place.
-                let ready = facts::ready(
-                    self.observed.deployment(&self.stable),
-                    wish.revision().as_str(),
-                    self.intent.replicas,
-                );
-                record(wish, if ready { 1 } else { 0 })
+                let deployment = self.observed.deployment(&self.stable);
+                let ready = facts::ready(deployment, wish.revision().as_str(), self.intent.scale.least());
+                Some(record(wish, if ready { 1 } else { 0 }))
             }
-            (Phase::InPlace, Some(wish)) if self.facts.wanted == Wanted::New => record(wish, next),
-            (Phase::Draining, Some(wish)) if !facts::marked(self.observed) => record(wish, next),
-            (Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching, Some(wish)) => {
-                record(wish, known(wish))
+            Phase::InPlace if self.facts.wanted == Wanted::New => Some(record(wish, next)),
+            Phase::Draining if !facts::marked(self.observed) => Some(record(wish, next)),
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+                Some(record(wish, known(wish)))
             }
-            _ => Vec::new(),
-        }
+            Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Failed => None,
+        }));
+        records
     }
 
     fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
@@ -543,6 +552,18 @@ fn summary(status: &PromotionStatus, gates: usize) -> Option<String> {
     (total > 0).then(|| format!("{passed}/{total}"))
 }
 
+/// How many Pods the candidate has: as many as the live side, so that the switch costs no capacity. Under an autoscaler
+/// as many as it gave the live side, and never fewer than were judged. At least one: nobody can judge nothing.
+fn wanted_candidates(intent: &Intent, observed: &Observed, stable: &Selector, candidate: &Selector) -> i32 {
+    let wanted = match intent.scale {
+        Scale::Fixed(replicas) => Some(replicas),
+        Scale::Horizontal { min, .. } => {
+            [Some(min), facts::asked(observed, stable), facts::asked(observed, candidate)].into_iter().flatten().max()
+        }
+    };
+    wanted.unwrap_or_default().max(1)
+}
+
 /// Deployments that no side needs any more, by name. One that takes live traffic is needed, whatever was planned.
 #[must_use]
 pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
@@ -552,8 +573,19 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
             .any(|role| observed.selects(State::Live, *role).as_ref() == Some(side))
     };
     let stays = |side: &Selector| plan.sides.iter().any(|planned| planned.selector == *side) || serves(side);
-    let surplus =
-        observed.deployments.iter().filter(|deployment| side_of(deployment.as_ref()).is_none_or(|side| !stays(&side)));
+    // Deleted by somebody, and another one has taken its place in full.
+    let replaced = |deployment: &Deployment, side: &Selector| {
+        let other = observed.deployment(side).filter(|other| !is_terminating(*other));
+        is_terminating(deployment)
+            && other.is_some_and(|other| {
+                let asked = other.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+                let available = other.status.as_ref().and_then(|status| status.available_replicas).unwrap_or_default();
+                available >= asked
+            })
+    };
+    let surplus = observed.deployments.iter().filter(|deployment| {
+        side_of(deployment.as_ref()).is_none_or(|side| !stays(&side) || replaced(deployment, &side))
+    });
     surplus.map(|deployment| deployment.name_any()).collect()
 }
 
@@ -584,7 +616,13 @@ mod tests {
             ((State::Live, role), Arc::new(serde_json::from_value(service).expect("a Service")))
         };
         Observed {
-            records: vec![Record { name: "record".into(), revision: wish.revision(), wish, ordinal: 1 }],
+            records: vec![Record {
+                name: Some("record".into()),
+                revision: wish.revision(),
+                wish,
+                template: None,
+                ordinal: 1,
+            }],
             deployments: vec![Arc::new(serde_json::from_value(deployment).expect("a Deployment"))],
             services: [service(Role::Ingress), service(Role::Admin)].into(),
             ..Observed::default()
@@ -635,9 +673,10 @@ mod tests {
         promotion.status = Some(PromotionStatus { gates: vec![waiting], ..opened.status });
         observed.promotions.push(Arc::new(promotion));
         observed.records.push(Record {
-            name: "staged".into(),
+            name: Some("staged".into()),
             revision: opened.revision,
             wish: intent.wanted.clone().expect("a wish"),
+            template: None,
             ordinal: 0,
         });
         let plan = decide(&intent, &observed, now());

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use crate::{
     api::dataplane::{DataPlaneStatus, RolloutDeployment, RolloutService, RolloutServices, RolloutStatus},
     model::{
-        Intent, Observed, Phase, Plan, Strategy,
+        Intent, Observed, Phase, Plan, Strategy, certificate,
         names::{Role, State},
         plan::{ApprovalPlan, Reason},
     },
@@ -24,7 +24,7 @@ pub struct Note {
     /// Somebody should look.
     pub warning: bool,
     /// CamelCase word.
-    pub reason: &'static str,
+    pub reason: String,
     /// One sentence.
     pub message: String,
 }
@@ -42,17 +42,25 @@ pub fn report(
     let before = observed.status.clone().unwrap_or_default();
     let deployment = observed.deployment(&plan.live.selector).and_then(|deployment| deployment.status.as_ref());
     let mut conditions = vec![ready(intent, observed, plan, trouble)];
+    conditions.extend(reconciling(intent, plan));
     conditions.extend(stalled(intent, plan));
+    conditions.extend(certificates(intent, observed, plan, now));
     DataPlaneStatus {
         conditions: settle(&before.conditions, conditions, now),
         service: live.map(|service| service.name_any()),
         addresses: live.map(|service| addresses::of(service)).unwrap_or_default(),
-        selector: observed.selects(State::Live, Role::Ingress).map(|selector| selector.as_str().to_owned()),
+        selector: selector(intent, observed, plan),
         ready_replicas: deployment.and_then(|status| status.ready_replicas).unwrap_or_default(),
         replicas: deployment.and_then(|status| status.replicas).unwrap_or_default(),
         rollout: (intent.strategy == Strategy::BlueGreen || under_way(plan))
             .then(|| rollout(intent, observed, plan, trouble, now)),
     }
+}
+
+/// What the live Services select: the side, also where the user has them select something else.
+fn selector(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<String> {
+    let overridden = intent.ingress.selector_override.is_some().then(|| plan.live.selector.clone());
+    observed.selects(State::Live, Role::Ingress).or(overridden).map(|selector| selector.as_str().to_owned())
 }
 
 fn under_way(plan: &Plan) -> bool {
@@ -141,6 +149,9 @@ fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str
 
 fn unready(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<(&'static str, String)> {
     const WAITING: &str = "WaitingToBecomeReady";
+    if observed.status.as_ref().is_none_or(|status| status.conditions.is_empty()) && plan.phase == Phase::Founding {
+        return Some(("DependenciesNotReady", "There are other conditions that are not yet ready".into()));
+    }
     let general = || (WAITING, "Waiting for the resource to become ready".to_owned());
     if let (Phase::Founding, Err(refusal)) = (plan.phase, &intent.wanted) {
         return Some(("ValidationFailed", format!("{}: {}", refusal.field, refusal.message)));
@@ -165,6 +176,54 @@ fn unready(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<(&'stati
     None
 }
 
+/// `Reconciling`: machines are at work, or waited for. Absent where a person is awaited, and at rest.
+fn reconciling(intent: &Intent, plan: &Plan) -> Option<Condition> {
+    let message = match plan.phase {
+        Phase::Founding if intent.wanted.is_err() => return None,
+        Phase::Founding => "the live side is being started",
+        Phase::Staging => "the preview is being started",
+        Phase::Judging => "gates judge the preview",
+        Phase::Switching => "traffic is being moved",
+        Phase::Draining => "the replaced side lives on for a while",
+        Phase::InPlace | Phase::Ungated | Phase::Settled | Phase::Refused | Phase::Waiting | Phase::Failed => {
+            return None;
+        }
+    };
+    Some(abnormal(intent, "Reconciling", plan.reason.as_str(), message.into()))
+}
+
+/// `CertificateExpiring`: the certificate of the live admin API, or the CA that signed it, ends soon.
+fn certificates(intent: &Intent, observed: &Observed, plan: &Plan, now: Timestamp) -> Option<Condition> {
+    let secret = observed.secret_of(&plan.live.selector);
+    let live = secret.and_then(|secret| Some((secret.name_any(), certificate::ends(secret)?)));
+    let live = live.filter(|(_, at)| certificate::ends_soon(*at, now));
+    let authority = observed.authority_expires.filter(|at| certificate::ends_soon(*at, now));
+    let (reason, message) = match (authority, live) {
+        (Some(at), _) => (
+            "Authority",
+            format!("the cluster CA ends at {at}: put a new one in its Secret, restart the operator, and upgrade"),
+        ),
+        (None, Some((secret, at))) => (
+            "Certificate",
+            format!("the certificate in Secret {secret} ends at {at}: the next upgrade brings a new one"),
+        ),
+        (None, None) => return None,
+    };
+    Some(abnormal(intent, "CertificateExpiring", reason, message))
+}
+
+/// A condition that is there only while something is out of the ordinary, as kstatus reads them.
+fn abnormal(intent: &Intent, type_: &str, reason: &str, message: String) -> Condition {
+    Condition {
+        type_: type_.into(),
+        status: "True".into(),
+        reason: reason.into(),
+        message,
+        observed_generation: Some(intent.owner.generation),
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    }
+}
+
 /// `Stalled`: what is wanted cannot be had, and waiting will not help. Absent otherwise.
 fn stalled(intent: &Intent, plan: &Plan) -> Option<Condition> {
     let (reason, message) = match (&intent.wanted, plan.phase) {
@@ -175,14 +234,7 @@ fn stalled(intent: &Intent, plan: &Plan) -> Option<Condition> {
         ),
         (Ok(_), _) => return None,
     };
-    Some(Condition {
-        type_: "Stalled".into(),
-        status: "True".into(),
-        reason: reason.into(),
-        message,
-        observed_generation: Some(intent.owner.generation),
-        last_transition_time: Time(Timestamp::UNIX_EPOCH),
-    })
+    Some(abnormal(intent, "Stalled", reason, message))
 }
 
 fn generation(conditions: &[Condition], type_: &str) -> Option<i64> {
@@ -207,13 +259,14 @@ fn settle(before: &[Condition], mut after: Vec<Condition>, now: Timestamp) -> Ve
 #[must_use]
 pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlaneStatus) -> Vec<Note> {
     let rolled_out = |status: &DataPlaneStatus| Some(status.rollout.as_ref()?.conditions.first()?.clone());
-    let stalled =
-        |status: &DataPlaneStatus| status.conditions.iter().find(|condition| condition.type_ == "Stalled").cloned();
+    let find = |status: &DataPlaneStatus, type_: &str| {
+        status.conditions.iter().find(|condition| condition.type_ == type_).cloned()
+    };
     let before = observed.status.clone().unwrap_or_default();
     let mut notes = Vec::new();
     if let ApprovalPlan::Void(why) = &plan.approval {
         let message = format!("the annotation promote-when-ready was removed: {why}");
-        notes.push(Note { warning: true, reason: "ApprovalVoided", message });
+        notes.push(Note { warning: true, reason: "ApprovalVoided".into(), message });
     }
     if let Some(condition) = rolled_out(after)
         && rolled_out(&before).map(|before| (before.reason, before.message))
@@ -224,16 +277,18 @@ pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlan
         if plan.phase == Phase::Refused && intent.approved {
             message.push_str("; the approval is not honoured");
         }
-        notes.push(Note { warning: is_warning(plan.reason), reason: plan.reason.as_str(), message });
+        notes.push(Note { warning: is_warning(plan.reason), reason: plan.reason.as_str().into(), message });
     } else if plan.phase == Phase::Refused && newly_approved(observed, plan) {
         let message = format!("the approval is not honoured: {}", plan.message);
-        notes.push(Note { warning: true, reason: plan.reason.as_str(), message });
+        notes.push(Note { warning: true, reason: plan.reason.as_str().into(), message });
     }
-    if let Some(condition) = stalled(after)
-        && stalled(&before).map(|before| before.message) != Some(condition.message.clone())
-    {
-        let reason = if intent.wanted.is_err() { "InvalidSpec" } else { "GatesNeedBlueGreen" };
-        notes.push(Note { warning: true, reason, message: condition.message });
+    for type_ in ["Stalled", "CertificateExpiring"] {
+        if let Some(condition) = find(after, type_)
+            && find(&before, type_).map(|before| before.message).as_ref() != Some(&condition.message)
+        {
+            let reason = if type_ == "Stalled" { condition.reason } else { condition.type_ };
+            notes.push(Note { warning: true, reason, message: condition.message });
+        }
     }
     notes
 }

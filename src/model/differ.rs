@@ -1,9 +1,8 @@
-//! PURE. Whether an object already is what it should be. Server-side apply without a reason is a write without a
-//! reason.
+//! Whether an object already is what it should be. Server-side apply without a reason is a write without a reason.
 
 use serde_json::Value;
 
-use crate::model::{
+use super::{
     lists::{keys_of, same},
     names,
 };
@@ -26,6 +25,8 @@ pub fn holds(found: &Value, planned: &Value) -> bool {
 
 fn contains(field: &str, found: &Value, planned: &Value) -> bool {
     match (found, planned) {
+        // What a Service or a budget selects is one thing: a key more selects other Pods.
+        (Value::Object(found), Value::Object(planned)) if field == "selector" => found == planned,
         (Value::Object(found), Value::Object(planned)) => {
             planned.iter().all(|(field, planned)| match found.get(field) {
                 Some(found) => contains(field, found, planned),

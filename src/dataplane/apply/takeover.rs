@@ -1,0 +1,151 @@
+//! WRITES. Fields change hands: from Kong's operator to us when we first touch an object, and the count of a Deployment
+//! from us to whoever holds it for an autoscaler.
+//!
+//! Kong's operator wrote by plain update, and such a writer keeps its fields for ever: what is no longer in the spec
+//! would stay on the object. So its entries in `managedFields` become ours before our first apply.
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::apps::v1::Deployment,
+    apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry},
+};
+use kube::{
+    Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{Error, Writer, failed};
+use crate::{
+    api::DataPlane,
+    model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER},
+};
+
+impl Writer<'_> {
+    /// Takes over what Kong's operator holds of an object that we have never applied.
+    pub(super) async fn take_over<K>(&self, found: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        if found.annotations().contains_key(APPLIED) {
+            return Ok(());
+        }
+        self.migrate::<K>(&found.name_any(), None).await
+    }
+
+    /// The same for the status of the DataPlane, which only the operator writes.
+    pub(super) async fn take_over_status(&self) -> Result<(), Error> {
+        self.migrate::<DataPlane>(&self.intent.owner.name, Some("status")).await
+    }
+
+    async fn migrate<K>(&self, name: &str, subresource: Option<&str>) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let api = self.api::<K>();
+        // The caches leave these fields out: nothing else asks for them.
+        let fresh = api.get(name).await.map_err(|source| failed::<K>("read", name, source))?;
+        let Some(fields) = migrated(fresh.managed_fields(), subresource) else { return Ok(()) };
+        let patch = json!([
+            { "op": "replace", "path": "/metadata/managedFields", "value": fields },
+            { "op": "replace", "path": "/metadata/resourceVersion", "value": fresh.resource_version() },
+        ]);
+        let refused = |source| failed::<K>("take over the fields of", name, source);
+        let patch = serde_json::from_value(patch).map_err(|error| refused(kube::Error::SerdeError(error)))?;
+        let written = api.patch(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
+        self.remember(&written.map_err(refused)?);
+        Ok(())
+    }
+
+    /// Has the count of a Deployment held by somebody else before our next apply leaves it out.
+    pub(super) async fn hand_over_count(&self, found: &Deployment) -> Result<(), Error> {
+        let name = found.name_any();
+        let body = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+            "spec": { "replicas": found.spec.as_ref().and_then(|spec| spec.replicas) },
+        });
+        // Without force: where the autoscaler has chosen another count meanwhile, this is refused and asked again.
+        let written =
+            self.api::<Deployment>().patch(&name, &PatchParams::apply(COUNT_MANAGER), &Patch::Apply(&body)).await;
+        self.remember(&written.map_err(|source| failed::<Deployment>("hand over the count of", &name, source))?);
+        Ok(())
+    }
+}
+
+/// The entries with Kong's turned into ours; none if there is nothing to turn.
+fn migrated(entries: &[ManagedFieldsEntry], subresource: Option<&str>) -> Option<Vec<ManagedFieldsEntry>> {
+    let kongs = |entry: &ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(KONG_MANAGER)
+            && entry.operation.as_deref() == Some("Update")
+            && entry.subresource.as_deref().filter(|text| !text.is_empty()) == subresource
+    };
+    if !entries.iter().any(kongs) {
+        return None;
+    }
+    let mut kept: Vec<ManagedFieldsEntry> = Vec::new();
+    let mut ours: Option<ManagedFieldsEntry> = None;
+    for entry in entries {
+        let already = entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.as_deref().filter(|text| !text.is_empty()) == subresource;
+        if !kongs(entry) && !already {
+            kept.push(entry.clone());
+            continue;
+        }
+        let own = ours.get_or_insert_with(|| ManagedFieldsEntry {
+            manager: Some(FIELD_MANAGER.into()),
+            operation: Some("Apply".into()),
+            fields_v1: Some(FieldsV1(json!({}))),
+            ..entry.clone()
+        });
+        if let (Some(into), Some(from)) = (&mut own.fields_v1, &entry.fields_v1) {
+            union(&mut into.0, &from.0);
+        }
+    }
+    kept.extend(ours);
+    Some(kept)
+}
+
+/// Sets of fields are trees of names: their union is that of the trees.
+fn union(into: &mut Value, from: &Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        for (name, below) in from {
+            union(into.entry(name.clone()).or_insert_with(|| json!({})), below);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(manager: &str, operation: &str, subresource: &str, fields: Value) -> ManagedFieldsEntry {
+        ManagedFieldsEntry {
+            manager: Some(manager.into()),
+            operation: Some(operation.into()),
+            subresource: (!subresource.is_empty()).then(|| subresource.into()),
+            fields_v1: Some(FieldsV1(fields)),
+            ..ManagedFieldsEntry::default()
+        }
+    }
+
+    #[test]
+    fn what_kongs_operator_held_is_ours_and_the_rest_stays() {
+        let entries = [
+            entry("manager", "Update", "", json!({"f:spec": {"f:replicas": {}}})),
+            entry("kubectl", "Update", "", json!({"f:metadata": {}})),
+            entry("manager", "Update", "status", json!({"f:status": {}})),
+            entry("manager", "Update", "", json!({"f:spec": {"f:template": {}}})),
+        ];
+        let migrated = migrated(&entries, None).expect("something to take over");
+        assert_eq!(migrated[..2], entries[1..3]);
+        let ours = entry("sluice", "Apply", "", json!({"f:spec": {"f:replicas": {}, "f:template": {}}}));
+        assert_eq!(migrated[2..], [ours]);
+    }
+
+    #[test]
+    fn where_kongs_operator_holds_nothing_there_is_nothing_to_write() {
+        assert_eq!(migrated(&[entry("kubectl", "Update", "", json!({}))], None), None);
+    }
+}
