@@ -54,6 +54,10 @@ pub(super) struct Flags {
     )]
     watch_namespaces: Vec<String>,
 
+    /// Namespace of Kong's own operator, to which everything is left while it runs; default: it is looked for in all
+    #[arg(long, env = "SLUICE_KONG_NAMESPACE", value_name = "NAME", help_heading = "Cluster")]
+    kong_namespace: Option<String>,
+
     /// Secret with the CA that signs the certificates of admin APIs; made if it does not exist
     #[arg(
         long,
@@ -161,10 +165,11 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         None => return Ok(()),
     };
 
-    let foreign = if preflight::sees_leases(&client).await {
-        Foreign::watch(&client)
+    let kongs = flags.kong_namespace.clone().map_or(Scope::Cluster, Scope::Namespace);
+    let foreign = if preflight::sees_leases(&client, &kongs).await {
+        Foreign::watch(&client, &kongs)
     } else {
-        tracing::warn!("Leases of other namespaces may not be seen: a Kong operator at work will not be noticed");
+        tracing::warn!("Leases of {kongs} may not be seen: a Kong operator at work there will not be noticed");
         Foreign::unseen()
     };
     let parts = Parts {

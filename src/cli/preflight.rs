@@ -66,11 +66,9 @@ pub(super) async fn check(client: &Client, scopes: &[Scope]) -> Result<(), Failu
 }
 
 /// Whether it can be seen that Kong's own operator is at work. Not needed: where it may not, the admin has to know.
-pub(super) async fn sees_leases(client: &Client) -> bool {
+pub(super) async fn sees_leases(client: &Client, scope: &Scope) -> bool {
     let asked = ["list", "watch"].map(|verb| Permission { group: "coordination.k8s.io", resource: "leases", verb });
-    stream::iter(asked)
-        .all(async |permission| allowed(client, &Scope::Cluster, permission).await.unwrap_or(false))
-        .await
+    stream::iter(asked).all(async |permission| allowed(client, scope, permission).await.unwrap_or(false)).await
 }
 
 async fn installed(client: &Client, crd: &CustomResourceDefinition) -> Result<(), Failure> {

@@ -3,28 +3,28 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
-    Api, Client, ResourceExt,
+    Client, ResourceExt,
     runtime::{reflector::Store, watcher},
 };
 
-use super::cache;
+use super::{Scope, cache};
 
 /// The name of the Lease by which the replicas of Kong's operator choose one, in whatever namespace it runs.
 pub const KONG_LEASE: &str = "a7feedc84.konghq.com";
 
-/// Kong's Lease, in all namespaces.
+/// Kong's Lease, wherever it is looked for.
 #[derive(Clone)]
 pub struct Foreign(Option<Store<Lease>>);
 
 impl Foreign {
     /// Watches it from now on.
     #[must_use]
-    pub fn watch(client: &Client) -> Self {
+    pub fn watch(client: &Client, scope: &Scope) -> Self {
         let named = watcher::Config::default().fields(&format!("metadata.name={KONG_LEASE}"));
-        Self(Some(cache::keep(Api::all(client.clone()), named, |_: &Lease| {})))
+        Self(Some(cache::keep(scope.api::<Lease>(client), named, |_| {})))
     }
 
-    /// Where Leases of other namespaces may not be seen: nobody is ever at work.
+    /// Where Leases may not be seen: nobody is ever at work.
     #[must_use]
     pub fn unseen() -> Self {
         Self(None)

@@ -80,7 +80,9 @@ fn apply(kubectl: &Kubectl) -> Result<()> {
     let deploy = workspace::root().join("deploy");
     let definitions = format!("--filename={}", deploy.join("crds").display());
     kubectl.run(&[&SERVER_SIDE[..], &[&definitions]].concat())?;
-    kubectl.run(&["wait", "--for=condition=Established", "--timeout=60s", &definitions])?;
+    // Not `condition=Established`: that is an error where a definition is so new that it has no conditions.
+    let established = "--for=jsonpath={.status.conditions[?(@.type=='Established')].status}=True";
+    kubectl.run(&["wait", established, "--timeout=60s", &definitions])?;
     kubectl.run(&["apply", &format!("--filename={}", deploy.join("operator.yaml").display())])?;
     Ok(())
 }

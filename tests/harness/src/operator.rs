@@ -42,7 +42,8 @@ impl LocalOperator {
         let child = Command::new(&binary)
             .args(["operator", "--kubeconfig"])
             .arg(&config)
-            .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace])
+            // A test may put a Kong operator's Lease into its own namespace.
+            .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace, "--kong-namespace", namespace])
             // Ports of the system's choice: several run at once.
             .args(["--metrics-bind-address", "127.0.0.1:0", "--health-probe-bind-address", "127.0.0.1:0"])
             .stdin(Stdio::null())

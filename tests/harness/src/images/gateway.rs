@@ -9,7 +9,7 @@ use super::packages::{fetch, libraries};
 use super::{Config, Image};
 
 /// The tags there are.
-pub const TAGS: [&str; 3] = ["3.9", "3.10", BAD];
+pub const TAGS: [&str; 4] = ["3.4", "3.9", "3.10", BAD];
 /// The bad release: it starts, turns ready, and answers 500 on its proxy ports.
 pub const BAD: &str = "3.11";
 
