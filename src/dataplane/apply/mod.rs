@@ -224,11 +224,7 @@ impl Writer<'_> {
             }
             return self.make::<Deployment>(&made, false).await;
         };
-        if is_terminating(found) && !holds(found, &marked(object)) {
-            let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
-            let name = names::successor(&self.intent.owner.name, side, found.uid().unwrap_or_default().as_str());
-            let mut successor = Object { name: name.clone(), ..object.clone() };
-            successor.body["metadata"]["name"] = name.into();
+        if let Some(successor) = successor(&self.intent.owner.name, object, found) {
             return Box::pin(self.settle_deployment(&successor, None)).await;
         }
         if object.count.is_some() && !holds(found, &marked(object)) {
@@ -329,8 +325,20 @@ impl Writer<'_> {
     }
 }
 
+/// What takes the place of a terminating Deployment that would have to change.
+pub(super) fn successor(dataplane: &str, object: &Object, found: &Deployment) -> Option<Object> {
+    if !is_terminating(found) || holds(found, &marked(object)) {
+        return None;
+    }
+    let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
+    let name = names::successor(dataplane, side, found.uid().unwrap_or_default().as_str());
+    let mut successor = Object { name: name.clone(), ..object.clone() };
+    successor.body["metadata"]["name"] = name.into();
+    Some(successor)
+}
+
 /// An object with the mark by which a later pass knows it again.
-fn marked(object: &Object) -> Object {
+pub(super) fn marked(object: &Object) -> Object {
     let mut marked = object.clone();
     marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
     marked
