@@ -233,7 +233,8 @@ impl Writer<'_> {
         self.settle(object, Some(found)).await
     }
 
-    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
+    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours,
+    /// unless it says that it is. Then somebody took away the labels by which it is watched, and they come back.
     async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -246,10 +247,16 @@ impl Writer<'_> {
         }
         // The caches show all that this process wrote: what has the name is somebody else's.
         let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        self.apply::<K>(&absent).await.map_err(|error| match error.is_conflict() {
-            true => Error::Taken { kind: kind::<K>(), name: object.name.clone() },
-            false => error,
-        })
+        match self.apply::<K>(&absent).await {
+            Err(error) if error.is_conflict() => {}
+            applied => return applied,
+        }
+        let found = self.api::<K>().get(&object.name).await;
+        let found = found.map_err(|source| failed::<K>("read", &object.name, source))?;
+        if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) {
+            return self.apply::<K>(object).await;
+        }
+        Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() })
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>
