@@ -134,19 +134,29 @@ fn t_promotion_in_progress_ends_when_both_services_are_switched_and_the_deployme
 }
 
 /// Different: Kong says `PromotionFailed`, which leaves the spec open for changes half-way. Here the reason stays, the
-/// message says what stands in the way, and the promotion goes on by itself.
+/// message says what stands in the way, and the promotion goes on by itself, whichever Service it was.
 #[test]
 fn t_promotion_in_progress_a_refused_write_is_said_and_tried_again() {
+    for role in [Role::Admin, Role::Ingress] {
+        let mut world = World::awaiting("kong:3.10");
+        let service = name(world.service(State::Live, role));
+        world.refused = Some(service.clone());
+        world.approve();
+        let trouble = format!("PromotionInProgress/2: could not apply Service {service}: the API refuses it");
+        assert_eq!(world.run(), [PROMOTED[0], &trouble]);
+        world.refused = None;
+        assert_eq!(world.run(), PROMOTED);
+    }
+}
+
+#[test]
+fn t_promotion_in_progress_a_refused_first_write_can_be_given_up() {
     let mut world = World::awaiting("kong:3.10");
-    let ingress = name(world.service(State::Live, Role::Ingress));
-    world.refused = Some(ingress.clone());
+    world.refused = Some("Service".into());
     world.approve();
-    world.until("PromotionInProgress");
-    world.pass();
-    let trouble = format!("PromotionInProgress/2: could not apply Service {ingress}: the API refuses it");
-    assert_eq!(world.run(), [trouble]);
-    world.refused = None;
-    assert_eq!(world.run(), PROMOTED);
+    world.run();
+    world.annotate(PROMOTE_WHEN_READY, None);
+    assert_eq!(world.run(), STAGED[2..]);
 }
 
 /// Different: `status.selector` stays what the live Services select. Kong's may be the preview's already.
