@@ -54,10 +54,15 @@ fn u_2_only_the_word_true_promotes() {
 /// As through Kong's CRD, whose code knows `AutomaticPromotion` and whose schema refuses it.
 #[test]
 fn u_2_no_other_strategy_exists() {
-    for strategy in ["AutomaticPromotion", "Other"] {
+    for (field, value) in [
+        ("/promotion/strategy", "AutomaticPromotion"),
+        ("/promotion/strategy", "Other"),
+        ("/resources/plan/deployment", "DeleteOnPromotionRecreateOnRollout"),
+    ] {
         let mut dataplane = json!(fixtures::dataplane("kong:3.9"));
-        dataplane["spec"]["deployment"]["rollout"]["strategy"]["blueGreen"]["promotion"]["strategy"] = strategy.into();
-        assert!(serde_json::from_value::<DataPlane>(dataplane).is_err(), "{strategy}");
+        let strategy = &mut dataplane["spec"]["deployment"]["rollout"]["strategy"]["blueGreen"];
+        *strategy.pointer_mut(field).expect("a default") = value.into();
+        assert!(serde_json::from_value::<DataPlane>(dataplane).is_err(), "{value}");
     }
 }
 
