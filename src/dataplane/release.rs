@@ -73,7 +73,6 @@ async fn sweep(ctx: &Context, owner: &ObjectRef<DataPlane>) -> Result<(), kube::
     release(ctx, owner, standing.as_deref(), ctx.caches.secrets.store()).await
 }
 
-/// By UID: an owner of the same name that was made anew is another owner.
 async fn release<K>(
     ctx: &Context,
     owner: &ObjectRef<DataPlane>,
@@ -87,17 +86,7 @@ where
         + std::fmt::Debug
         + 'static,
 {
-    let orphaned = store.state_filter(|object: &K| {
-        object.meta().deletion_timestamp.is_some()
-            && object.namespace() == owner.namespace
-            && object.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER)
-            && object.owner_references().iter().any(|reference| {
-                reference.kind == "DataPlane"
-                    && reference.name == owner.name
-                    && Some(reference.uid.as_str()) != standing
-            })
-    });
-    for object in orphaned {
+    for object in store.state_filter(|object: &K| is_orphan(object, owner, standing)) {
         let api = Api::namespaced(ctx.client.clone(), owner.namespace.as_deref().unwrap_or_default());
         match apply::release(&api, object.as_ref()).await {
             // The cache is behind; the change that is on its way brings us here again.
@@ -106,4 +95,15 @@ where
         }
     }
     Ok(())
+}
+
+/// Terminating, held by our finalizer, and its owner is gone. By UID: an owner of the same name that was made anew is
+/// another owner.
+pub(super) fn is_orphan<K: Resource>(object: &K, owner: &ObjectRef<DataPlane>, standing: Option<&str>) -> bool {
+    object.meta().deletion_timestamp.is_some()
+        && object.namespace() == owner.namespace
+        && object.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER)
+        && object.owner_references().iter().any(|reference| {
+            reference.kind == "DataPlane" && reference.name == owner.name && Some(reference.uid.as_str()) != standing
+        })
 }

@@ -220,11 +220,7 @@ impl Writer<'_> {
             }
             return self.make::<Deployment>(&made, false).await;
         };
-        if is_terminating(found) && !holds(found, &marked(object)) {
-            let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
-            let name = names::successor(&self.intent.owner.name, side, found.uid().unwrap_or_default().as_str());
-            let mut successor = Object { name: name.clone(), ..object.clone() };
-            successor.body["metadata"]["name"] = name.into();
+        if let Some(successor) = successor(&self.intent.owner.name, object, found) {
             return Box::pin(self.settle_deployment(&successor, None)).await;
         }
         if object.count.is_some() && !holds(found, &marked(object)) {
@@ -233,7 +229,8 @@ impl Writer<'_> {
         self.settle(object, Some(found)).await
     }
 
-    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
+    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours,
+    /// unless it says that it is. Then somebody took away the labels by which it is watched, and they come back.
     async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -246,10 +243,16 @@ impl Writer<'_> {
         }
         // The caches show all that this process wrote: what has the name is somebody else's.
         let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        self.apply::<K>(&absent).await.map_err(|error| match error.is_conflict() {
-            true => Error::Taken { kind: kind::<K>(), name: object.name.clone() },
-            false => error,
-        })
+        match self.apply::<K>(&absent).await {
+            Err(error) if error.is_conflict() => {}
+            applied => return applied,
+        }
+        let found = self.api::<K>().get(&object.name).await;
+        let found = found.map_err(|source| failed::<K>("read", &object.name, source))?;
+        if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) {
+            return self.apply::<K>(object).await;
+        }
+        Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() })
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>
@@ -325,8 +328,20 @@ impl Writer<'_> {
     }
 }
 
+/// What takes the place of a terminating Deployment that would have to change.
+pub(super) fn successor(dataplane: &str, object: &Object, found: &Deployment) -> Option<Object> {
+    if !is_terminating(found) || holds(found, &marked(object)) {
+        return None;
+    }
+    let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
+    let name = names::successor(dataplane, side, found.uid().unwrap_or_default().as_str());
+    let mut successor = Object { name: name.clone(), ..object.clone() };
+    successor.body["metadata"]["name"] = name.into();
+    Some(successor)
+}
+
 /// An object with the mark by which a later pass knows it again.
-fn marked(object: &Object) -> Object {
+pub(super) fn marked(object: &Object) -> Object {
     let mut marked = object.clone();
     marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
     marked

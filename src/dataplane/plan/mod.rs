@@ -594,9 +594,10 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
                 available >= asked
             })
     };
-    let surplus = observed.deployments.iter().filter(|deployment| {
-        side_of(deployment.as_ref()).is_none_or(|side| !stays(&side) || replaced(deployment, &side))
-    });
+    let surplus = observed
+        .deployments
+        .iter()
+        .filter(|deployment| side_of(deployment).is_none_or(|side| !stays(&side) || replaced(deployment, &side)));
     surplus.map(|deployment| deployment.name_any()).collect()
 }
 
