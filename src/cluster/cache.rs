@@ -91,6 +91,19 @@ where
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Owned<K> {
+    /// What is in a store already, by owner.
+    #[cfg(test)]
+    pub(crate) fn of_store(store: Store<K>, owner: impl Fn(&K) -> Option<String>) -> Self {
+        let index = Index::default();
+        for object in store.state() {
+            if let (Some(owner), Some(namespace)) = (owner(&object), object.meta().namespace.clone()) {
+                let mut entries = index.write().unwrap_or_else(PoisonError::into_inner);
+                entries.entry((namespace, owner)).or_default().insert(object.meta().name.clone().unwrap_or_default());
+            }
+        }
+        Self { store, index }
+    }
+
     /// The objects of an owner, by name.
     #[must_use]
     pub fn of(&self, namespace: &str, owner: &str) -> Vec<Arc<K>> {

@@ -197,11 +197,11 @@ where
 }
 
 /// The DataPlane that controls an object.
-fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+pub(crate) fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
     object.owner_references().iter().find(|owner| owner.kind == "DataPlane").map(|owner| owner.name.clone())
 }
 
 /// The DataPlane named in the label of a Pod or an EndpointSlice, whose owners are in between.
-fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+pub(crate) fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
     object.labels().get(names::APP).cloned()
 }
