@@ -1,6 +1,7 @@
 //! The operator on a real cluster: one namespace, one proxy and one operator process for each test.
 
 mod crash;
+mod crd;
 mod gates;
 mod input;
 mod policy;
@@ -276,6 +277,11 @@ impl<'a> World<'a> {
 fn manifest(image: &str) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/bluegreen.yaml"));
     text.unwrap_or_default().replace("kong:3.9", image)
+}
+
+/// The container of a gateway, as short as it can be.
+fn proxy(image: &str) -> Value {
+    json!({ "name": "proxy", "image": image })
 }
 
 /// The gate of the walk, as bytes.
