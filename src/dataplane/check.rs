@@ -132,6 +132,8 @@ fn scale(deployment: &dataplane::Deployment) -> Scale {
 fn wish(dataplane: &DataPlane, validate_images: bool) -> Result<Wish, Refusal> {
     let ports = asked(dataplane)
         .and_then(|ingress| ingress.ports.as_ref())
+        // A Service without a port is none: an empty list asks for nothing, as with Kong.
+        .filter(|ports| !ports.is_empty())
         .map_or(serde_json::Value::Null, |ports| serde_json::json!(ports));
     let template = dataplane.spec.deployment.pod_template_spec.clone().unwrap_or_default();
     let wish = Wish { pod_template: template.0, ports };

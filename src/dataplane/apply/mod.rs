@@ -330,7 +330,8 @@ impl Writer<'_> {
 }
 
 /// An object with the mark by which a later pass knows it again.
-fn marked(object: &Object) -> Object {
+#[must_use]
+pub fn marked(object: &Object) -> Object {
     let mut marked = object.clone();
     marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
     marked

@@ -4,16 +4,16 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use sluice::api::{DataPlane, dataplane::PROMOTE_WHEN_READY};
+use sluice::api::dataplane::PROMOTE_WHEN_READY;
 use sluice_harness::{
     kit::{self, Kit},
     wait::PATIENCE,
 };
 
-use super::proxy;
+use super::{manifest_of, proxy, wire};
 
 /// What the API says of a manifest.
 enum Says {
@@ -60,10 +60,7 @@ fn change(document: &mut Value, over: &Value) {
 
 /// A DataPlane that only has to have a proxy.
 fn good(name: &str) -> Value {
-    json!({
-        "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane", "metadata": { "name": name },
-        "spec": { "deployment": containers(json!([proxy("kong:3.9")])) },
-    })
+    manifest_of(name, &json!({ "deployment": containers(json!([proxy("kong:3.9")])) }))
 }
 
 fn containers(containers: Value) -> Value {
@@ -91,11 +88,6 @@ fn extension(extension: Value) -> Value {
 
 fn strategy(blue_green: Value) -> Value {
     json!({ "deployment": { "rollout": { "strategy": { "blueGreen": blue_green } } } })
-}
-
-fn wire(kit: &Kit) -> Api<DynamicObject> {
-    // As it is on the wire: our own type would drop what it does not know, and fill in what is missing.
-    Api::namespaced_with(kit.client.clone(), &kit.namespace, &ApiResource::erase::<DataPlane>(&()))
 }
 
 const DRY: PostParams = PostParams { dry_run: true, field_manager: None };

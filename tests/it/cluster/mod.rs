@@ -5,6 +5,8 @@ mod crd;
 mod gates;
 mod input;
 mod policy;
+mod property;
+mod specs;
 mod walk;
 
 use std::{io::Write as _, path::Path};
@@ -22,8 +24,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    ResourceExt,
-    api::{ListParams, ObjectMeta, Patch, PatchParams},
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -277,6 +279,19 @@ impl<'a> World<'a> {
 fn manifest(image: &str) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/bluegreen.yaml"));
     text.unwrap_or_default().replace("kong:3.9", image)
+}
+
+/// A DataPlane with this spec.
+fn manifest_of(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane", "metadata": { "name": name },
+        "spec": spec,
+    })
+}
+
+/// DataPlanes as they are on the wire: our own type would drop what it does not know, and fill in what is missing.
+fn wire(kit: &Kit) -> Api<DynamicObject> {
+    Api::namespaced_with(kit.client.clone(), &kit.namespace, &ApiResource::erase::<DataPlane>(&()))
 }
 
 /// The container of a gateway, as short as it can be.
