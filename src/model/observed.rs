@@ -209,9 +209,11 @@ impl Observed {
     }
 }
 
-/// The selector in the labels of an owned object.
-pub fn side_of<K: kube::Resource>(object: &K) -> Option<Selector> {
-    object.labels().get(names::SELECTOR).map(|text| Selector::from(text.as_str()))
+/// The side that a Deployment is. What it selects can never change; its own label can, by anybody's hand.
+#[must_use]
+pub fn side_of(deployment: &Deployment) -> Option<Selector> {
+    let selects = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.as_ref()?.get(names::SELECTOR));
+    selects.or_else(|| deployment.labels().get(names::SELECTOR)).map(|text| Selector::from(text.as_str()))
 }
 
 /// Somebody has deleted it, and a finalizer holds it.

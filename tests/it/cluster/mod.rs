@@ -4,6 +4,7 @@ mod crash;
 mod crd;
 mod gates;
 mod input;
+mod managers;
 mod policy;
 mod property;
 mod specs;
@@ -334,6 +335,13 @@ fn reason_of(dataplane: &DataPlane) -> Option<String> {
 
 fn generation(dataplane: &DataPlane, type_: &str) -> Option<i64> {
     dataplane.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == type_)?.observed_generation
+}
+
+/// `Ready` is true, of the newest generation.
+fn ready(dataplane: &DataPlane) -> bool {
+    let conditions = dataplane.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    ready.is_some_and(|ready| ready.observed_generation == dataplane.metadata.generation)
 }
 
 fn plugin_condition(plugin: &GatePlugin) -> Option<&Condition> {

@@ -543,7 +543,7 @@ fn pod() -> Draw {
         ("securityContext", security),
         ("serviceAccountName", any_of([json!("gateway")])),
         ("shareProcessNamespace", switch()),
-        ("terminationGracePeriodSeconds", number(0..60)),
+        ("terminationGracePeriodSeconds", number(10..60)),
         ("tolerations", list(toleration, 2)),
         ("topologySpreadConstraints", spread),
     ])
