@@ -100,10 +100,6 @@ pub struct Writer<'a> {
 pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
     let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
         planned;
-    if observed.records.iter().any(|record| record.name.is_none()) {
-        // Before the record that says it is done.
-        writer.take_over_status().await?;
-    }
     if *approval != ApprovalPlan::Keep {
         writer.remove_approval().await?;
     }

@@ -11,7 +11,7 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Error, Writer, failed};
 use crate::{
@@ -39,7 +39,7 @@ pub async fn publish(
     }
     if observed.status.as_ref() != Some(status) {
         let only_if = plan.arms.then_some(writer.intent.owner.resource_version.as_str());
-        writer.dataplane_status(status, only_if).await?;
+        writer.dataplane_status(observed.status.as_ref(), status, only_if).await?;
     }
     Ok(())
 }
@@ -105,6 +105,17 @@ fn cut(message: &str) -> String {
     message[..end].to_owned()
 }
 
+/// `after` as a merge patch that also takes away what only `before` has.
+fn replacing(before: &Value, mut after: Value) -> Value {
+    if let (Value::Object(before), Value::Object(after)) = (before, &mut after) {
+        for (field, before) in before {
+            let patched = after.remove(field).map_or(Value::Null, |after| replacing(before, after));
+            after.insert(field.clone(), patched);
+        }
+    }
+    after
+}
+
 impl Writer<'_> {
     pub(super) async fn promotion_status(
         &self,
@@ -119,20 +130,40 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn dataplane_status(&self, status: &DataPlaneStatus, only_if: Option<&str>) -> Result<(), Error> {
+    /// By merge, as Kong's operator writes it: where an apply leaves out the last field of an object it leaves `null`
+    /// there, which Kong's schema refuses.
+    async fn dataplane_status(
+        &self,
+        before: Option<&DataPlaneStatus>,
+        status: &DataPlaneStatus,
+        only_if: Option<&str>,
+    ) -> Result<(), Error> {
         let name = &self.intent.owner.name;
-        let mut body = json!({
-            "apiVersion": DataPlane::api_version(&()),
-            "kind": DataPlane::kind(&()),
-            "metadata": { "name": name, "namespace": self.intent.owner.namespace, "uid": self.intent.owner.uid },
-            "status": status,
-        });
+        let mut body =
+            json!({ "metadata": { "uid": self.intent.owner.uid }, "status": replacing(&json!(before), json!(status)) });
         if let Some(version) = only_if {
             body["metadata"]["resourceVersion"] = version.into();
         }
-        let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let written = self.api::<DataPlane>().patch_status(name, &params, &Patch::Apply(&body)).await;
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let written = self.api::<DataPlane>().patch_status(name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<DataPlane>("write the status of", name, source))?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_longer_said_is_taken_away() {
+        let before = json!({"service": "a", "rollout": {"deployment": {"selector": "x"}, "conditions": [1]}});
+        let after = json!({"service": "b", "rollout": {"deployment": {}, "conditions": [2]}, "replicas": 1});
+        assert_eq!(
+            replacing(&before, after),
+            json!({"service": "b", "rollout": {"deployment": {"selector": null}, "conditions": [2]}, "replicas": 1})
+        );
+        assert_eq!(replacing(&before, json!({"service": "a"})), json!({"service": "a", "rollout": null}));
+        assert_eq!(replacing(&Value::Null, json!({"replicas": 0})), json!({"replicas": 0}));
     }
 }

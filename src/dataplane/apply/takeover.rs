@@ -17,10 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Error, Writer, failed};
-use crate::{
-    api::DataPlane,
-    model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER},
-};
+use crate::model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER};
 
 impl Writer<'_> {
     /// Takes over what Kong's operator holds of an object that we have never applied.
@@ -31,22 +28,10 @@ impl Writer<'_> {
         if found.annotations().contains_key(APPLIED) {
             return Ok(());
         }
-        self.migrate::<K>(&found.name_any(), None).await
-    }
-
-    /// The same for the status of the DataPlane, which only the operator writes.
-    pub(super) async fn take_over_status(&self) -> Result<(), Error> {
-        self.migrate::<DataPlane>(&self.intent.owner.name, Some("status")).await
-    }
-
-    async fn migrate<K>(&self, name: &str, subresource: Option<&str>) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
-    {
-        let api = self.api::<K>();
+        let (api, name) = (self.api::<K>(), &found.name_any());
         // The caches leave these fields out: nothing else asks for them.
         let fresh = api.get(name).await.map_err(|source| failed::<K>("read", name, source))?;
-        let Some(fields) = migrated(fresh.managed_fields(), subresource) else { return Ok(()) };
+        let Some(fields) = migrated(fresh.managed_fields()) else { return Ok(()) };
         let patch = json!([
             { "op": "replace", "path": "/metadata/managedFields", "value": fields },
             { "op": "replace", "path": "/metadata/resourceVersion", "value": fresh.resource_version() },
@@ -74,22 +59,19 @@ impl Writer<'_> {
 }
 
 /// The entries with Kong's turned into ours; none if there is nothing to turn.
-fn migrated(entries: &[ManagedFieldsEntry], subresource: Option<&str>) -> Option<Vec<ManagedFieldsEntry>> {
-    let kongs = |entry: &ManagedFieldsEntry| {
-        entry.manager.as_deref() == Some(KONG_MANAGER)
-            && entry.operation.as_deref() == Some("Update")
-            && entry.subresource.as_deref().filter(|text| !text.is_empty()) == subresource
+fn migrated(entries: &[ManagedFieldsEntry]) -> Option<Vec<ManagedFieldsEntry>> {
+    let is = |entry: &ManagedFieldsEntry, manager: &str, operation: &str| {
+        entry.manager.as_deref() == Some(manager)
+            && entry.operation.as_deref() == Some(operation)
+            && entry.subresource.as_deref().is_none_or(str::is_empty)
     };
-    if !entries.iter().any(kongs) {
+    if !entries.iter().any(|entry| is(entry, KONG_MANAGER, "Update")) {
         return None;
     }
     let mut kept: Vec<ManagedFieldsEntry> = Vec::new();
     let mut ours: Option<ManagedFieldsEntry> = None;
     for entry in entries {
-        let already = entry.manager.as_deref() == Some(FIELD_MANAGER)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry.subresource.as_deref().filter(|text| !text.is_empty()) == subresource;
-        if !kongs(entry) && !already {
+        if !is(entry, KONG_MANAGER, "Update") && !is(entry, FIELD_MANAGER, "Apply") {
             kept.push(entry.clone());
             continue;
         }
@@ -138,7 +120,7 @@ mod tests {
             entry("manager", "Update", "status", json!({"f:status": {}})),
             entry("manager", "Update", "", json!({"f:spec": {"f:template": {}}})),
         ];
-        let migrated = migrated(&entries, None).expect("something to take over");
+        let migrated = migrated(&entries).expect("something to take over");
         assert_eq!(migrated[..2], entries[1..3]);
         let ours = entry("sluice", "Apply", "", json!({"f:spec": {"f:replicas": {}, "f:template": {}}}));
         assert_eq!(migrated[2..], [ours]);
@@ -146,6 +128,6 @@ mod tests {
 
     #[test]
     fn where_kongs_operator_holds_nothing_there_is_nothing_to_write() {
-        assert_eq!(migrated(&[entry("kubectl", "Update", "", json!({}))], None), None);
+        assert_eq!(migrated(&[entry("kubectl", "Update", "", json!({}))]), None);
     }
 }

@@ -52,6 +52,11 @@ impl Write {
         self.path.contains("/leases")
     }
 
+    /// Whether it only asks what the sender may do.
+    pub fn is_review(&self) -> bool {
+        self.path.contains("/selfsubjectaccessreviews")
+    }
+
     /// Whether it is an Event.
     pub fn is_event(&self) -> bool {
         self.path.contains("/events")

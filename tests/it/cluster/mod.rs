@@ -1,5 +1,6 @@
 //! The operator on a real cluster: one namespace, one proxy and one operator process for each test.
 
+mod adoption;
 mod crash;
 mod crd;
 mod gates;
@@ -265,15 +266,20 @@ impl<'a> World<'a> {
 
     /// Waits for an Event of the DataPlane with this reason; returns its note.
     async fn event(&self, reason: &str) -> Result<String> {
-        let events = watcher(self.kit.api::<Event>(), watcher::Config::default()).touched_objects();
-        let about = |event: Result<Event, watcher::Error>| {
-            let event = event.ok().filter(|event| event.reason.as_deref() == Some(reason));
-            std::future::ready(event.and_then(|event| event.note))
-        };
-        let mut notes = std::pin::pin!(events.filter_map(about));
-        let note = tokio::time::timeout(PATIENCE, notes.next()).await;
-        note.with_context(|| format!("no Event {reason}"))?.context("the watch ended")
+        event(self.kit, reason).await
     }
+}
+
+/// Waits for an Event of the test's namespace with this reason; returns its note.
+async fn event(kit: &Kit, reason: &str) -> Result<String> {
+    let events = watcher(kit.api::<Event>(), watcher::Config::default()).touched_objects();
+    let about = |event: Result<Event, watcher::Error>| {
+        let event = event.ok().filter(|event| event.reason.as_deref() == Some(reason));
+        std::future::ready(event.and_then(|event| event.note))
+    };
+    let mut notes = std::pin::pin!(events.filter_map(about));
+    let note = tokio::time::timeout(PATIENCE, notes.next()).await;
+    note.with_context(|| format!("no Event {reason}"))?.context("the watch ended")
 }
 
 /// The DataPlane of the walk with this image.
