@@ -29,7 +29,8 @@ pub fn look(caches: &Caches, dataplane: &DataPlane) -> Observed {
     let slices = caches.slices.of(&namespace, &name);
     let asked = dataplane.spec.network.as_ref().and_then(|network| network.services.as_ref()?.ingress.as_ref());
     let asked = asked.and_then(|ingress| ingress.name.as_deref());
-    let (services, twins) = places(own(&caches.services, &namespace, &name, &uid), asked, &slices);
+    let home = |service: &Service| home(service, &name, &uid, asked);
+    let (services, twins) = places(own(&caches.services, &namespace, &name, &uid), asked, home, &slices);
     let mut promotions = own(&caches.promotions, &namespace, &name, &uid);
     promotions.sort_by_key(|promotion| (promotion.metadata.creation_timestamp.clone(), promotion.spec.generation));
     Observed {
@@ -58,7 +59,23 @@ where
     found
 }
 
-fn place(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
+/// The place of a Service: by its name, which nobody can change, or by its labels where Kong's operator has named it.
+fn home(service: &Service, dataplane: &str, uid: &str, asked: Option<&str>) -> Option<(State, Role)> {
+    const ALL: [(State, Role); 4] = [
+        (State::Live, Role::Ingress),
+        (State::Live, Role::Admin),
+        (State::Preview, Role::Ingress),
+        (State::Preview, Role::Admin),
+    ];
+    let name = service.name_any();
+    if asked == Some(&*name) {
+        return Some((State::Live, Role::Ingress));
+    }
+    let made = ALL.into_iter().find(|(state, role)| names::service(dataplane, uid, *role, *state) == name);
+    made.or_else(|| labelled(service.labels()))
+}
+
+fn labelled(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
     let state = match labels.get(names::SERVICE_STATE)?.as_str() {
         "live" => State::Live,
         "preview" => State::Preview,
@@ -77,6 +94,7 @@ fn place(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
 fn places(
     mut found: Vec<Arc<Service>>,
     asked: Option<&str>,
+    home: impl Fn(&Service) -> Option<(State, Role)>,
     slices: &[Arc<EndpointSlice>],
 ) -> (BTreeMap<(State, Role), Arc<Service>>, Vec<Arc<Service>>) {
     let of = |service: &Service| {
@@ -99,7 +117,7 @@ fn places(
     });
     let (mut services, mut twins) = (BTreeMap::new(), Vec::new());
     for service in found {
-        match place(service.labels()) {
+        match home(&service) {
             Some(place) if !services.contains_key(&place) => {
                 services.insert(place, service);
             }
