@@ -30,6 +30,8 @@ pub struct Request {
     pub object_ref: Option<Object>,
     /// How it ended.
     pub response_status: Option<Status>,
+    /// What was sent, where the policy of the cluster keeps it.
+    pub request_object: Option<Sent>,
 }
 
 /// Who sent a request.
@@ -61,6 +63,22 @@ pub struct Status {
     pub code: u16,
 }
 
+/// As much of what was sent as matters.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Sent {
+    /// Which object it is about.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+/// Which object it is about.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// The version that the object must still have.
+    pub resource_version: Option<String>,
+}
+
 impl Audit {
     /// From now on.
     pub fn now(cluster: &Cluster) -> Result<Self> {
@@ -76,16 +94,40 @@ impl Audit {
         file.seek(SeekFrom::Start(self.offset))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
-        // The last line may be in the middle of being written.
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        parse(&text)
     }
+}
+
+fn parse(text: &str) -> Result<Vec<Request>> {
+    // The last line may be in the middle of being written.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 impl Request {
     /// Whether it changes something.
     pub fn is_write(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
+
+    /// Whether it reads, watches aside.
+    pub fn is_read(&self) -> bool {
+        matches!(self.verb.as_str(), "get" | "list")
+    }
+
+    /// Whether somebody else's write came first.
+    pub fn is_conflict(&self) -> bool {
+        self.response_status.as_ref().is_some_and(|status| status.code == 409)
+    }
+
+    /// The plural of what it is about; nothing for requests such as `/readyz`.
+    pub fn resource(&self) -> &str {
+        self.object_ref.as_ref().map_or("", |object| &object.resource)
+    }
+
+    /// The version that the object must have for this to be done, where the policy of the cluster keeps it.
+    pub fn only_if(&self) -> Option<&str> {
+        self.request_object.as_ref()?.metadata.resource_version.as_deref()
     }
 
     /// Whether a ServiceAccount sent it.
@@ -98,5 +140,34 @@ impl Request {
         let object = self.object_ref.clone().unwrap_or_default();
         let slash = if object.subresource.is_empty() { "" } else { "/" };
         format!("{} {}{slash}{}", self.verb, object.resource, object.subresource)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One line of the log as the apiserver writes it, shortened; the object is there only at level Request.
+    const CONFLICT: &str = r#"{"kind":"Event","level":"Request","stage":"ResponseComplete","verb":"patch","user":{"username":"system:serviceaccount:sluice-system:sluice-operator","groups":[]},"userAgent":"sluice","objectRef":{"resource":"promotions","namespace":"a","name":"b","apiGroup":"sluice.dev","subresource":"status"},"responseStatus":{"metadata":{},"status":"Failure","code":409},"requestObject":{"kind":"Promotion","metadata":{"name":"b","resourceVersion":"7"},"status":{}}}"#;
+    const PROBE: &str =
+        r#"{"level":"Metadata","verb":"get","user":{"username":"system:anonymous"},"requestURI":"/readyz"}"#;
+
+    #[test]
+    fn a_line_says_who_did_what_and_how_it_ended() {
+        let requests = parse(&format!("{CONFLICT}\n{PROBE}\n{{\"verb\":\"ge")).expect("whole lines");
+        let [conflict, probe] = &requests[..] else { panic!("{requests:?}") };
+        assert!(
+            conflict.is_from("sluice-system", "sluice-operator") && !probe.is_from("sluice-system", "sluice-operator")
+        );
+        assert_eq!((conflict.kind().as_str(), conflict.only_if()), ("patch promotions/status", Some("7")));
+        assert!(conflict.is_write() && conflict.is_conflict() && !conflict.is_read());
+        assert_eq!((probe.resource(), probe.only_if()), ("", None));
+        assert!(probe.is_read() && !probe.is_conflict());
+    }
+
+    #[test]
+    fn a_log_without_a_whole_line_holds_nothing() {
+        assert!(parse("").expect("nothing").is_empty());
+        assert!(parse("{\"verb\":").expect("nothing whole").is_empty());
     }
 }
