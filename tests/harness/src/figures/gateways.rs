@@ -26,11 +26,10 @@ pub fn objects(kit: &Kit, group: &str, version: &str, kind: &str) -> Api<Dynamic
     Api::namespaced_with(kit.client.clone(), &kit.namespace, &resource)
 }
 
-/// Creates the DataPlane of the documentation's example under another name, and waits until it rests on `kong:3.9`.
-pub async fn found(kit: &Kit, name: &str) -> Result<DynamicObject> {
+/// Creates the DataPlane of the documentation's example, on `kong:3.9`, under another name.
+pub fn create(kit: &Kit, name: &str) -> Result<()> {
     let example = fs::read_to_string(workspace::root().join("deploy/examples/bluegreen.yaml"))?;
-    kit.apply(&example.replace("name: bluegreen", &format!("name: {name}")))?;
-    rest(kit, name).await
+    kit.apply(&example.replace("name: bluegreen", &format!("name: {name}"))).map(drop)
 }
 
 /// Waits until a DataPlane rests.

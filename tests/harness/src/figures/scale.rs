@@ -125,10 +125,10 @@ async fn operate(kit: &Kit, floor: Duration) -> Result<Vec<Row>> {
 
 /// One DataPlane at rest, whose Services need no address.
 async fn found(kit: &Kit) -> Result<DynamicObject> {
-    let original = gateways::found(kit, ORIGINAL).await?;
+    gateways::create(kit, ORIGINAL)?;
     let services = json!({ "ingress": { "type": "ClusterIP" } });
     let patch = Patch::Merge(json!({ "spec": { "network": { "services": services } } }));
-    dataplanes(kit).patch(&original.name_any(), &PatchParams::default(), &patch).await?;
+    dataplanes(kit).patch(ORIGINAL, &PatchParams::default(), &patch).await?;
     gateways::rest(kit, ORIGINAL).await
 }
 

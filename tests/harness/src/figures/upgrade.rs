@@ -59,7 +59,8 @@ pub fn measure() -> Result<Vec<Row>> {
 async fn upgrades(kit: &Kit) -> Result<Vec<Row>> {
     let whole = Audit::now(&kit.cluster)?;
     let operator = kit.unwatched_operator().await?;
-    gateways::found(kit, NAME).await?;
+    gateways::create(kit, NAME)?;
+    gateways::rest(kit, NAME).await?;
     let mut rows = vec![Row::at_most("rss_one_mb", operator.memory()?, "MiB", 30.0)];
 
     let free = counted(kit, "upgrade where no policy matches", IMAGES[0]).await?;
