@@ -4,16 +4,22 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::kit::Kit;
-use crate::wait::{PATIENCE, wait};
+use crate::wait::{PATIENCE, wait, wait_for_many};
 use crate::workspace;
 
 /// The annotation that approves.
 const APPROVAL: &str = "gateway-operator.konghq.com/promote-when-ready";
+/// The reason of `RolledOut` when nothing is left to do.
+const AT_REST: &str = "WaitingForChange";
+/// How long many of them may take.
+pub const PATIENCE_FOR_MANY: Duration = Duration::from_secs(900);
 
 /// The DataPlanes of a kit's namespace.
 pub fn dataplanes(kit: &Kit) -> Api<DynamicObject> {
@@ -38,6 +44,14 @@ pub async fn rest(kit: &Kit, name: &str) -> Result<DynamicObject> {
     found.context("it is gone")
 }
 
+/// Waits until people have been told so often of a DataPlane of the namespace that it rests. Telling is the last thing
+/// that is done in a transition.
+pub async fn told(kit: &Kit, times: usize) -> Result<()> {
+    let rest = |event: &Event| event.reason.as_deref() == Some(AT_REST);
+    let what = (times, "say that a DataPlane rests");
+    wait_for_many(kit.api(), watcher::Config::default(), what, PATIENCE_FOR_MANY, rest, |_| {}).await
+}
+
 /// Another DataPlane with the same spec.
 pub fn another(of: &DynamicObject, name: &str) -> DynamicObject {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway-operator.konghq.com", "v1beta1", "DataPlane"));
@@ -56,15 +70,17 @@ pub async fn upgrade(kit: &Kit, dataplane: &DynamicObject, image: &str) -> Resul
     Ok(dataplanes(kit).patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?)
 }
 
-/// Whether its spec of now is live, and nothing is left to do.
+/// Whether its spec of now is live, and nothing is left to do: the preview Services of the next upgrade are named too.
 pub fn rests(dataplane: &DynamicObject) -> bool {
-    let ready = condition(&dataplane.data["status"]["conditions"], "Ready");
-    reason(dataplane) == Some("WaitingForChange") && ready.is_some_and(|ready| ready["status"] == "True")
+    let status = &dataplane.data["status"];
+    let ready = condition(&status["conditions"], "Ready").is_some_and(|ready| ready["status"] == "True");
+    let preview = &status["rollout"]["services"];
+    ready && reason(dataplane) == Some(AT_REST) && preview["ingress"].is_object() && preview["adminAPI"].is_object()
 }
 
 /// Whether its spec of now is live, even if the replaced side still drains.
 pub fn is_promoted(dataplane: &DynamicObject) -> bool {
-    matches!(reason(dataplane), Some("PromotionDone" | "WaitingForChange"))
+    matches!(reason(dataplane), Some("PromotionDone" | AT_REST))
 }
 
 /// The reason of `RolledOut`, if that is about the spec of now.
@@ -73,9 +89,6 @@ pub fn reason(dataplane: &DynamicObject) -> Option<&str> {
     let current = rolled_out["observedGeneration"].as_i64() == dataplane.metadata.generation;
     rolled_out["reason"].as_str().filter(|_| current)
 }
-
-/// How long many of them may take.
-pub const PATIENCE_FOR_MANY: Duration = Duration::from_secs(900);
 
 fn condition<'a>(conditions: &'a Value, kind: &str) -> Option<&'a Value> {
     conditions.as_array()?.iter().find(|condition| condition["type"] == kind)
@@ -90,9 +103,10 @@ mod tests {
             "metadata": { "name": "a", "generation": generation },
             "status": {
                 "conditions": [{ "type": "Ready", "status": ready }],
-                "rollout": { "conditions": [
-                    { "type": "RolledOut", "reason": reason, "observedGeneration": observed },
-                ] },
+                "rollout": {
+                    "conditions": [{ "type": "RolledOut", "reason": reason, "observedGeneration": observed }],
+                    "services": { "ingress": { "name": "b" }, "adminAPI": { "name": "c" } },
+                },
             },
         }))
         .expect("an object")
@@ -110,6 +124,9 @@ mod tests {
         for (dataplane, at_rest, promoted) in rows {
             assert_eq!((rests(&dataplane), is_promoted(&dataplane)), (at_rest, promoted), "{dataplane:?}");
         }
+        let mut unnamed = dataplane(2, 2, "WaitingForChange", "True");
+        unnamed.data["status"]["rollout"]["services"] = Value::Null;
+        assert!(!rests(&unnamed) && is_promoted(&unnamed), "its preview Services are being made");
         let new: DynamicObject = serde_json::from_value(json!({ "metadata": { "name": "a" } })).expect("an object");
         assert!(!rests(&new) && !is_promoted(&new), "nothing was said yet");
     }

@@ -52,10 +52,12 @@ pub fn count(number: usize) -> f64 {
     number as f64
 }
 
-/// The value that half of them do not exceed; not a number where there are none.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+/// The value that so many hundredths of them do not exceed; not a number where there are none.
+pub fn percentile(values: &[f64], hundredths: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (values.len() * hundredths).div_ceil(100).saturating_sub(1);
+    sorted.get(place).copied().unwrap_or(f64::NAN)
 }
 
 fn number(value: f64) -> String {
@@ -89,9 +91,10 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_one_of_the_values() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 2.0);
-        assert!(median(Vec::new()).is_nan());
+    fn a_percentile_is_one_of_the_values() {
+        assert_eq!(percentile(&[3.0, 1.0, 2.0], 50), 2.0);
+        assert_eq!(percentile(&[4.0, 1.0, 3.0, 2.0], 50), 2.0);
+        assert_eq!(percentile(&[4.0, 1.0, 3.0, 2.0], 99), 4.0);
+        assert!(percentile(&[], 50).is_nan());
     }
 }

@@ -78,12 +78,13 @@ pub fn rest(cluster: &Cluster) -> Result<Row> {
         let _operator = kit.unwatched_operator().await?;
         let original = found(kit).await?;
         create(kit, &original, FEW).await?;
+        gateways::told(kit, 1 + FEW).await?;
         let step = Step::begin(&format!("{FEW} DataPlanes at rest"));
         let audit = Audit::now(cluster)?;
         tokio::time::sleep(REST).await;
         step.end(true);
         let tally = Tally::since(&audit)?;
-        print(&tally, 1);
+        tally.print(1);
         Ok(Row::at_most("requests_at_rest_20s", count(tally.requests()), "requests", 0.0))
     })
 }
@@ -96,8 +97,9 @@ async fn operate(kit: &Kit, floor: Duration) -> Result<Vec<Row>> {
 
     let audit = Audit::now(&kit.cluster)?;
     let created = create(kit, &original, MANY).await?;
+    gateways::told(kit, 1 + MANY).await?;
     let creation = Tally::since(&audit)?;
-    print(&creation, MANY);
+    creation.print(MANY);
     let memory = operator.memory()?;
 
     let second = Audit::now(&kit.cluster)?;
@@ -106,12 +108,13 @@ async fn operate(kit: &Kit, floor: Duration) -> Result<Vec<Row>> {
     let drained = many(kit, &step, MANY, "come to rest", rests).await;
     step.end(drained.is_ok());
     drained?;
+    gateways::told(kit, 1 + 2 * MANY).await?;
     let upgrades = Tally::since(&second)?;
-    print(&upgrades, MANY);
+    upgrades.print(MANY);
 
     let over = |time: Duration| time.as_secs_f64() / floor.as_secs_f64();
     let each = |tally: &Tally| count(tally.writes()) / count(MANY);
-    let conflicts = creation.unexpected_conflicts().len() + upgrades.unexpected_conflicts().len();
+    let conflicts = creation.unexpected_conflicts() + upgrades.unexpected_conflicts();
     Ok(vec![
         Row::reported("floor_s", floor.as_secs_f64(), "s"),
         Row::at_most("created_over_floor", over(created), "floors", 1.5),
@@ -182,15 +185,6 @@ async fn each(number: usize, work: impl AsyncFn(String) -> Result<()>) -> Result
 
 fn image(deployment: &Deployment) -> Option<&str> {
     deployment.spec.as_ref()?.template.spec.as_ref()?.containers.first()?.image.as_deref()
-}
-
-fn print(tally: &Tally, objects: usize) {
-    for (kind, number) in tally.kinds() {
-        println!("      {:>8.2} {kind}", count(number) / count(objects));
-    }
-    for conflict in tally.unexpected_conflicts() {
-        println!("      409: {} {:?}", conflict.kind(), conflict.object_ref);
-    }
 }
 
 /// What the operator made of one DataPlane.
@@ -318,7 +312,7 @@ mod tests {
             "kind": "Service",
             "metadata": {
                 "name": "dataplane-admin-original-1", "namespace": "a", "uid": "u", "resourceVersion": "7",
-                "finalizers": ["f"], "ownerReferences": [{ "name": ORIGINAL, "uid": "owner" }],
+                "finalizers": ["f"], "ownerReferences": [{ "name": ORIGINAL, "uid": "0-1-2" }],
             },
             "spec": { "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "selector": { "app": ORIGINAL } },
             "status": { "loadBalancer": {} },
@@ -329,7 +323,7 @@ mod tests {
     fn a_template_is_what_was_sent_and_a_copy_belongs_to_another() {
         let mut original: DynamicObject =
             serde_json::from_value(json!({ "metadata": { "name": ORIGINAL } })).expect("an object");
-        original.metadata.uid = Some("owner".into());
+        original.metadata.uid = Some("0-1-2".into());
         let templates =
             Templates { original, secrets: Vec::new(), services: vec![sent(service())], deployments: Vec::new() };
         let copy = templates.copy(&templates.services[0], "gateway-0", "another").expect("a copy");

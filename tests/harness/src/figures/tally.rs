@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+use super::row::count;
 use crate::audit::{Audit, Request};
 use crate::operator;
 
@@ -46,21 +47,39 @@ impl Tally {
     }
 
     /// Writes that lost to somebody else's though they did not make their own fate depend on it.
-    pub fn unexpected_conflicts(&self) -> Vec<&Request> {
-        self.0.iter().filter(|request| request.is_write() && request.is_conflict() && !is_commit(request)).collect()
+    pub fn unexpected_conflicts(&self) -> usize {
+        self.0.iter().filter(|request| is_unexpected_conflict(request)).count()
+    }
+
+    /// Prints how many there were of each kind for each of so many objects.
+    pub fn print(&self, objects: usize) {
+        let each = |number: usize| count(number) / count(objects);
+        let (writes, events, reads) = (each(self.writes()), each(self.events()), each(self.reads()));
+        println!("      for each of {objects}: {writes:.2} writes, {events:.2} Events, {reads:.2} reads");
+        for (kind, number) in self.kinds() {
+            println!("      {:>8.2} {kind}", each(number));
+        }
     }
 
     /// How many of each kind, the most frequent first.
-    pub fn kinds(&self) -> Vec<(String, usize)> {
+    fn kinds(&self) -> Vec<(String, usize)> {
         let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
         for request in &self.0 {
-            let conflict = if request.is_conflict() { " (409)" } else { "" };
+            let conflict = match (request.is_conflict(), is_unexpected_conflict(request)) {
+                (true, true) => " (409, unexpected)",
+                (true, false) => " (409)",
+                (false, _) => "",
+            };
             *kinds.entry(request.kind() + conflict).or_default() += 1;
         }
         let mut kinds: Vec<_> = kinds.into_iter().collect();
         kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         kinds
     }
+}
+
+fn is_unexpected_conflict(request: &Request) -> bool {
+    request.is_write() && request.is_conflict() && !is_commit(request)
 }
 
 /// Whether it names the version it was decided on: the record of an upgrade, the status that freezes the spec, and the
@@ -82,6 +101,7 @@ mod tests {
 
     fn request(verb: &str, resource: &str, subresource: &str, code: u16, version: Option<&str>) -> Request {
         let mut line = json!({
+            "requestReceivedTimestamp": "2026-11-27T01:15:51.174000Z",
             "verb": verb,
             "user": { "username": operator::account() },
             "objectRef": { "resource": resource, "subresource": subresource },
@@ -124,7 +144,7 @@ mod tests {
         ];
         for (request, unexpected) in rows {
             let tally = Tally::of(vec![request]);
-            assert_eq!(tally.unexpected_conflicts().len(), unexpected, "{tally:?}");
+            assert_eq!(tally.unexpected_conflicts(), unexpected, "{tally:?}");
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | `unexpected_conflicts` | 409 to writes that did not ask for it, in everything before and the series |
 //! | `first_try_passes` | of a series of gated upgrades, those whose gate passed at its first attempt |
 //! | `pod_ready_to_verdict_ms_p50` | same series: a watch saw the candidate's Pod ready -> a watch saw the gate's Pass |
+//! | `pod_ready_to_verdict_ms_p99` | the same, the slowest but one of a hundred |
 //! | `promotion_over_pod_ready_ms` | same series, median: the Pod seen ready -> both live Services seen switched |
 //! | `requests_at_rest_20s` | requests of any kind in 20 s of rest with 50 DataPlanes, on the simulated cluster |
 //!
@@ -22,7 +23,7 @@ use kube::ResourceExt;
 use kube::api::{DynamicObject, ListParams};
 
 use super::gateways::{self, dataplanes, objects, reason, rests};
-use super::row::{Row, count, median};
+use super::row::{Row, count, percentile};
 use super::scale;
 use super::seen::FirstSeen;
 use super::tally::Tally;
@@ -63,30 +64,31 @@ async fn upgrades(kit: &Kit) -> Result<Vec<Row>> {
     gateways::rest(kit, NAME).await?;
     let mut rows = vec![Row::at_most("rss_one_mb", operator.memory()?, "MiB", 30.0)];
 
-    let free = counted(kit, "upgrade where no policy matches", IMAGES[0]).await?;
+    gateways::told(kit, 1).await?;
+    let free = counted(kit, "upgrade where no policy matches", IMAGES[0], 2).await?;
     rows.push(Row::at_most("writes_per_upgrade", count(free.writes()), "writes", 22.0));
     rows.push(Row::at_most("reads_per_upgrade", count(free.reads()), "reads", 2.0));
 
     gate(kit).await?;
-    let gated = counted(kit, "upgrade with a gate", IMAGES[1]).await?;
+    let gated = counted(kit, "upgrade with a gate", IMAGES[1], 3).await?;
     rows.push(Row::at_most("writes_per_gated_upgrade", count(gated.writes()), "writes", 27.0));
     rows.push(Row::at_most("reads_per_gated_upgrade", count(gated.reads()), "reads", 2.0));
 
+    let audit = Audit::now(&kit.cluster)?;
     let series = Series::run(kit).await?;
-    let conflicts = Tally::since(&whole)?;
-    let conflicts = conflicts.unexpected_conflicts();
-    for conflict in &conflicts {
-        println!("      409: {} {:?}", conflict.kind(), conflict.object_ref);
-    }
-    rows.push(Row::at_most("unexpected_conflicts", count(conflicts.len()), "writes", 0.0));
+    Tally::since(&audit)?.print(SERIES);
+    let conflicts = Tally::since(&whole)?.unexpected_conflicts();
+    rows.push(Row::at_most("unexpected_conflicts", count(conflicts), "writes", 0.0));
     rows.push(Row::at_least("first_try_passes", count(series.first_try), "of 100", count(SERIES)));
-    rows.push(Row::at_most("pod_ready_to_verdict_ms_p50", median(series.verdict), "ms", 300.0));
-    rows.push(Row::at_most("promotion_over_pod_ready_ms", median(series.switch), "ms", 500.0));
+    rows.push(Row::at_most("pod_ready_to_verdict_ms_p50", percentile(&series.verdict, 50), "ms", 300.0));
+    rows.push(Row::reported("pod_ready_to_verdict_ms_p99", percentile(&series.verdict, 99), "ms"));
+    rows.push(Row::at_most("promotion_over_pod_ready_ms", percentile(&series.switch, 50), "ms", 500.0));
     Ok(rows)
 }
 
-/// One upgrade, approved with its patch, until it rests; what it took, which is also printed.
-async fn counted(kit: &Kit, name: &str, image: &str) -> Result<Tally> {
+/// One upgrade, approved with its patch, until it rests and has said so for the given time; what it took, which is also
+/// printed.
+async fn counted(kit: &Kit, name: &str, image: &str, rests: usize) -> Result<Tally> {
     let step = Step::begin(name);
     let audit = Audit::now(&kit.cluster)?;
     let now = dataplanes(kit).get(NAME).await?;
@@ -94,11 +96,9 @@ async fn counted(kit: &Kit, name: &str, image: &str) -> Result<Tally> {
     let rested = gateways::rest(kit, NAME).await;
     step.end(rested.is_ok());
     rested?;
+    gateways::told(kit, rests).await?;
     let tally = Tally::since(&audit)?;
-    println!("      {} writes, {} Events, {} reads", tally.writes(), tally.events(), tally.reads());
-    for (kind, count) in tally.kinds() {
-        println!("      {count:>3} {kind}");
-    }
+    tally.print(1);
     Ok(tally)
 }
 
