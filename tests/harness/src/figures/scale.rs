@@ -272,12 +272,14 @@ where
 
 /// An object without what the cluster added to it, and without what would keep it from being deleted.
 fn sent(mut object: Value) -> Value {
+    // A Service says itself that it wants none.
+    let addresses: &[&str] = if object["spec"]["clusterIP"] == "None" { &[] } else { &["clusterIP", "clusterIPs"] };
     for (parent, added) in [
         ("", &["status"][..]),
         ("/metadata", &["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "finalizers"]),
         ("/metadata", &["namespace"]),
         ("/metadata/annotations", &["deployment.kubernetes.io/revision"]),
-        ("/spec", &["clusterIP", "clusterIPs"]),
+        ("/spec", addresses),
     ] {
         let fields = object.pointer_mut(parent).and_then(Value::as_object_mut);
         fields.into_iter().for_each(|fields| fields.retain(|name, _| !added.contains(&name.as_str())));
@@ -338,6 +340,12 @@ mod tests {
                 "spec": { "selector": { "app": "gateway-0" } },
             })
         );
+    }
+
+    #[test]
+    fn a_service_without_an_address_stays_one() {
+        let headless = json!({ "spec": { "clusterIP": "None", "clusterIPs": ["None"] } });
+        assert_eq!(sent(headless.clone()), headless);
     }
 
     #[test]
