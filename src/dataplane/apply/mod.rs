@@ -100,8 +100,11 @@ pub struct Writer<'a> {
 pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
     let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
         planned;
-    if *approval != ApprovalPlan::Keep {
-        writer.remove_approval().await?;
+    match approval {
+        ApprovalPlan::Keep => {}
+        // One given since for something else would stand in the same place: only from what this pass decided on.
+        ApprovalPlan::Void(_) => writer.remove_approval(Some(&writer.intent.owner.resource_version)).await?,
+        ApprovalPlan::Consume => writer.remove_approval(None).await?,
     }
     if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
         writer.promotion_status(name, Some(version), status).await?;
@@ -294,13 +297,12 @@ impl Writer<'_> {
     }
 
     /// Takes the promote annotation away. Nothing else of the object is ours.
-    async fn remove_approval(&self) -> Result<(), Error> {
+    async fn remove_approval(&self, only_if: Option<&str>) -> Result<(), Error> {
         let name = &self.intent.owner.name;
-        // Only from the object this pass decided on: an approval given since is another one.
-        let body = json!({ "metadata": {
-            "resourceVersion": self.intent.owner.resource_version,
-            "annotations": { PROMOTE_WHEN_READY: Value::Null },
-        }});
+        let mut body = json!({ "metadata": { "annotations": { PROMOTE_WHEN_READY: Value::Null } } });
+        if let Some(version) = only_if {
+            body["metadata"]["resourceVersion"] = version.into();
+        }
         let written = self.api::<DataPlane>().patch(name, &PatchParams::default(), &Patch::Merge(&body)).await;
         self.remember(
             &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,

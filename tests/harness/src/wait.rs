@@ -1,14 +1,16 @@
 //! Waiting for objects of the cluster: always for something seen, never for a time, and never without an end.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::await_condition;
-use kube::runtime::watcher::watch_object;
-use kube::{Api, Resource};
+use kube::runtime::watcher::{self, Event, watch_object};
+use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -35,6 +37,44 @@ where
             let last = api.get_opt(name).await?;
             bail!("{name} did not {what} within {} s; it is now {:#}", limit.as_secs(), json!(last))
         }
+    }
+}
+
+/// Waits until so many objects are as wanted, and tells each time how many are; `what` completes "N of M did ...".
+pub async fn wait_for_many<K>(
+    api: Api<K>,
+    which: watcher::Config,
+    (count, what): (usize, &str),
+    limit: Duration,
+    wanted: impl Fn(&K) -> bool,
+    mut tell: impl FnMut(usize),
+) -> Result<()>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let mut there = HashSet::new();
+    let all = async {
+        let mut events = std::pin::pin!(watcher::watcher(api, which).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object)) if wanted(&object) => {
+                    there.insert(object.name_any());
+                }
+                Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                    there.remove(&object.name_any());
+                }
+                // A watch that breaks is taken up again by itself.
+                Ok(Event::Init | Event::InitDone) | Err(_) => {}
+            }
+            tell(there.len());
+            if there.len() >= count {
+                return;
+            }
+        }
+    };
+    match tokio::time::timeout(limit, all).await {
+        Ok(()) => Ok(()),
+        Err(_) => bail!("{} of {count} did {what} within {} s", there.len(), limit.as_secs()),
     }
 }
 
