@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use futures::StreamExt;
 use kube::runtime::wait::await_condition;
-use kube::runtime::watcher::watch_object;
-use kube::{Api, Resource};
+use kube::runtime::watcher::{Config, Event, watch_object, watcher};
+use kube::runtime::{WatchStreamExt, reflector};
+use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -34,6 +35,39 @@ where
         Err(_) => {
             let last = api.get_opt(name).await?;
             bail!("{name} did not {what} within {} s; it is now {:#}", limit.as_secs(), json!(last))
+        }
+    }
+}
+
+/// Waits until all objects with these labels, sorted by name, are as wanted; `what` completes "LABELS did not ...".
+pub async fn wait_all<K>(
+    api: Api<K>,
+    labels: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&[Arc<K>]) -> bool,
+) -> Result<Vec<Arc<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store::<K>();
+    let objects = || {
+        let mut objects: Vec<Arc<K>> = store.state();
+        objects.sort_by_key(|object| object.name_any());
+        objects
+    };
+    let changes = watcher(api, Config::default().labels(labels)).default_backoff().reflect(writer);
+    let mut found = std::pin::pin!(changes.filter_map(|change| {
+        // Between `Init` and `InitDone` not all of them are known. A watch that breaks is taken up again by itself.
+        let whole = matches!(change, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)));
+        std::future::ready(Some(objects()).filter(|objects| whole && wanted(objects)))
+    }));
+    match tokio::time::timeout(limit, found.next()).await {
+        Ok(Some(objects)) => Ok(objects),
+        Ok(None) => bail!("the watch of {labels} ended"),
+        Err(_) => {
+            let last: Vec<_> = store.state().iter().map(|object| json!(object.as_ref())).collect();
+            bail!("{labels} did not {what} within {} s; it is now {:#}", limit.as_secs(), json!(last))
         }
     }
 }
