@@ -7,6 +7,7 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::Service,
+    events::v1::Event,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -125,7 +126,9 @@ fn dp_3_update() -> Result<()> {
         // When the readiness probe asks for what is not there,
         let probe = |path: &str, port: Value| json!({ "httpGet": { "path": path, "port": port }, "initialDelaySeconds": 1, "periodSeconds": 1 });
         world.proxy_field("readinessProbe", probe("/not-there", 8100.into())).await?;
-        // then it waits to become ready, and says so of this generation;
+        // then it waits to become ready, and says so of this generation, also when the probe has been asked;
+        let asked = |event: &Arc<Event>| event.note.as_deref().is_some_and(|note| note.contains("statuscode: 404"));
+        kit.wait_all::<Event>("", "tell of the probe", |events| events.iter().any(asked)).await?;
         let message = world.ready("WaitingToBecomeReady").await.map(|found| json!(found.status).to_string())?;
         ensure!(message.contains("is not ready yet"), "{message}");
         // and when the probe is put right, it is Ready, and says so of that generation.
@@ -136,6 +139,7 @@ fn dp_3_update() -> Result<()> {
         // When a startup probe is added, and then a port is called by its name, each time it comes to rest: with the
         // defaults that the API adds, one write to the Deployment is enough.
         for (field, port) in [("startupProbe", json!(8100)), ("readinessProbe", json!("metrics"))] {
+            world.proxy.forget();
             world.proxy_field(field, probe("/status", port.clone())).await?;
             let probes = |found: &Deployment| {
                 let now = json!(found)["spec"]["template"]["spec"]["containers"][0][field]["httpGet"]["port"].clone();
@@ -144,10 +148,8 @@ fn dp_3_update() -> Result<()> {
             let now = world.deployment(State::Live, "run with the probe", probes).await?;
             world.ready("Ready").await?;
             let path = format!("/deployments/{}", now.name_any());
-            let sent = |write: &&sluice_harness::proxy::Write| write.path.ends_with(&path);
-            let writes = world.proxy.writes();
-            ensure!(writes.iter().filter(sent).count() == 1, "{field}: {writes:#?}");
-            world.proxy.forget();
+            let writes: Vec<_> = world.proxy.writes().into_iter().filter(|write| write.path.ends_with(&path)).collect();
+            ensure!(writes.len() == 1, "{field}: {writes:#?}");
         }
         Ok(())
     })
@@ -208,7 +210,7 @@ fn dp_5_volume_mounts() -> Result<()> {
         })?;
         world.ready("Ready").await?;
         // then both are there and mounted, and nothing else;
-        let both = |found: &Deployment| {
+        let mounted = |found: &Deployment| {
             let spec = json!(found)["spec"]["template"]["spec"].clone();
             let list = |list: &Value| list.as_array().cloned().unwrap_or_default();
             let (volumes, mounts) = (list(&spec["volumes"]), list(&spec["containers"][0]["volumeMounts"]));
@@ -216,13 +218,13 @@ fn dp_5_volume_mounts() -> Result<()> {
                 let volume = volumes.iter().find(|volume| volume["name"] == name);
                 volume.map(|volume| volume["secret"]["secretName"].clone()).unwrap_or_default()
             };
-            runs(found, 1)
-                && (volumes.len(), mounts.len()) == (2, 2)
+            (volumes.len(), mounts.len()) == (2, 2)
                 && secret("test-volume") == "test-secret"
                 && secret(certificate).as_str().is_some_and(|name| name.starts_with(&format!("dataplane-{NAME}-")))
                 && mounts.contains(&mount)
                 && mounts.contains(&own_mount)
         };
+        let both = |found: &Deployment| runs(found, 1) && mounted(found);
         let live = world.deployment(State::Live, "mount both volumes", both).await?;
 
         // and when somebody takes the volume out of the Deployment,
@@ -233,18 +235,19 @@ fn dp_5_volume_mounts() -> Result<()> {
         let without = json!({ "spec": { "template": { "spec": { "containers": containers, "volumes": volumes } } } });
         let params = PatchParams::default();
         let taken = kit.api::<Deployment>().patch(&live.name_any(), &params, &Patch::Strategic(without)).await?;
-        ensure!(taken.metadata.generation > live.metadata.generation && !both(&taken), "nothing was taken out");
+        ensure!(taken.metadata.generation > live.metadata.generation && !mounted(&taken), "nothing was taken out");
         // then it is there again.
         let back = |found: &Deployment| found.metadata.generation > taken.metadata.generation && both(found);
-        world.deployment(State::Live, "mount both volumes again", back).await?;
+        let live = world.deployment(State::Live, "mount both volumes again", back).await?;
 
-        // When the certificate is not named again, then it is mounted all the same.
+        // When the certificate is not named again, then it is mounted all the same, and nothing restarts.
         world.proxy_field("volumeMounts", json!([own_mount])).await?;
         world
             .patch(json!({ "spec": { "deployment": { "podTemplateSpec": { "spec": { "volumes": [own] } } } } }))
             .await?;
         world.ready("Ready").await?;
-        world.deployment(State::Live, "still mount both volumes", both).await?;
+        let now = world.deployment(State::Live, "still mount both volumes", both).await?;
+        ensure!(now.spec == live.spec, "changed from {:#} to {:#}", json!(live.spec), json!(now.spec));
         Ok(())
     })
 }
