@@ -13,6 +13,7 @@
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -31,7 +32,7 @@ use crate::diagnosis;
 use crate::kubectl::Kubectl;
 use crate::operator::{self, LocalOperator};
 use crate::proxy::Proxy;
-use crate::wait::{History, PATIENCE, wait};
+use crate::wait::{History, PATIENCE, wait, wait_all};
 
 /// What a test works with.
 pub struct Kit {
@@ -112,6 +113,21 @@ impl Kit {
             + 'static,
     {
         wait(self.api(), name, what, PATIENCE, wanted).await
+    }
+
+    /// Waits until all objects with these labels, sorted by name, are as wanted; `what` completes "LABELS did not ...".
+    pub async fn wait_all<K>(&self, labels: &str, what: &str, wanted: impl Fn(&[Arc<K>]) -> bool) -> Result<Vec<Arc<K>>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + Send
+            + Sync
+            + 'static,
+    {
+        wait_all(self.api(), labels, what, PATIENCE, wanted).await
     }
 
     /// Applies manifests to the test's namespace, as `kubectl apply` does.

@@ -5,6 +5,7 @@
 //! - [`kit`]: what a test on the cluster gets; [`wait`]: waiting without sleeping; [`audit`]: what the apiserver was asked meanwhile
 //! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
 //! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what it all costs
+//! - [`http`]: asking a gateway as its users do
 //! - [`diagnosis`]: what there is to know of a namespace when something in it went wrong
 //! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step
 //!
@@ -20,6 +21,7 @@ pub mod command;
 pub mod demo;
 pub mod diagnosis;
 pub mod figures;
+pub mod http;
 pub mod images;
 pub mod install;
 pub mod kit;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::await_condition;
 use kube::runtime::watcher::{self, Event, watch_object};
+use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -75,6 +75,39 @@ where
     match tokio::time::timeout(limit, all).await {
         Ok(()) => Ok(()),
         Err(_) => bail!("{} of {count} did {what} within {} s", there.len(), limit.as_secs()),
+    }
+}
+
+/// Waits until all objects with these labels, sorted by name, are as wanted; `what` completes "LABELS did not ...".
+pub async fn wait_all<K>(
+    api: Api<K>,
+    labels: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&[Arc<K>]) -> bool,
+) -> Result<Vec<Arc<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store::<K>();
+    let objects = || {
+        let mut objects: Vec<Arc<K>> = store.state();
+        objects.sort_by_key(|object| object.name_any());
+        objects
+    };
+    let changes = watcher::watcher(api, watcher::Config::default().labels(labels)).default_backoff().reflect(writer);
+    let mut found = std::pin::pin!(changes.filter_map(|change| {
+        // Between `Init` and `InitDone` not all of them are known. A watch that breaks is taken up again by itself.
+        let whole = matches!(change, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)));
+        std::future::ready(Some(objects()).filter(|objects| whole && wanted(objects)))
+    }));
+    match tokio::time::timeout(limit, found.next()).await {
+        Ok(Some(objects)) => Ok(objects),
+        Ok(None) => bail!("the watch of {labels} ended"),
+        Err(_) => {
+            let last: Vec<_> = store.state().iter().map(|object| json!(object.as_ref())).collect();
+            bail!("{labels} did not {what} within {} s; it is now {:#}", limit.as_secs(), json!(last))
+        }
     }
 }
 

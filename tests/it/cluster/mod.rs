@@ -5,35 +5,38 @@ mod crash;
 mod crd;
 mod gates;
 mod input;
+mod kong;
 mod managers;
 mod policy;
 mod property;
 mod specs;
 mod walk;
 
-use std::{io::Write as _, path::Path};
+use std::{fmt::Debug, io::Write as _, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 use futures::StreamExt;
 use k8s_openapi::{
-    ByteString,
+    ByteString, NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
         core::v1::{ConfigMap, Service},
+        discovery::v1::EndpointSlice,
         events::v1::Event,
     },
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    Api, ResourceExt,
+    Api, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams},
     runtime::{WatchStreamExt, watcher},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sluice::{
     api::{DataPlane, GatePlugin, Promotion, PromotionPolicy, dataplane::PROMOTE_WHEN_READY, promotion::Verdict},
-    model::names,
+    model::names::{self, Role, State},
 };
 use sluice_harness::{kit::Kit, operator::LocalOperator, proxy::Proxy, wait::PATIENCE};
 
@@ -64,6 +67,13 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
+    /// A test's operator with a policy that asks nothing: the replaced side goes a second after the switch.
+    async fn free(kit: &'a Kit) -> Result<Self> {
+        let world = Self::start(kit).await?;
+        world.policy(json!([])).await?;
+        Ok(world)
+    }
+
     /// Starts the operator again after it was killed.
     async fn restart(&mut self) -> Result<()> {
         self.operator = self.kit.operator(&self.proxy).await?;
@@ -75,13 +85,34 @@ impl<'a> World<'a> {
         self.kit.apply(&manifest(image))
     }
 
+    /// The DataPlane of the walk, changed before it is created.
+    fn create_changed(&self, change: impl FnOnce(&mut Value)) -> Result<String> {
+        let mut dataplane: Value = serde_norway::from_str(&manifest("kong:3.9"))?;
+        change(&mut dataplane);
+        self.kit.apply(&dataplane.to_string())
+    }
+
+    /// The same without blue/green.
+    fn create_plain(&self, change: impl FnOnce(&mut Value)) -> Result<String> {
+        self.create_changed(|dataplane| {
+            dataplane["spec"]["deployment"].as_object_mut().and_then(|deployment| deployment.remove("rollout"));
+            change(dataplane);
+        })
+    }
+
     async fn patch(&self, body: Value) -> Result<DataPlane> {
         Ok(self.kit.api::<DataPlane>().patch(NAME, &PatchParams::default(), &Patch::Merge(body)).await?)
     }
 
     /// `kubectl patch` of the walk: another image.
     async fn image(&self, image: &str) -> Result<()> {
-        let body = json!([{ "op": "replace", "path": "/spec/deployment/podTemplateSpec/spec/containers/0/image", "value": image }]);
+        self.proxy_field("image", json!(image)).await
+    }
+
+    /// Sets a field of the gateway's container.
+    async fn proxy_field(&self, field: &str, value: Value) -> Result<()> {
+        let path = format!("/spec/deployment/podTemplateSpec/spec/containers/0/{field}");
+        let body = json!([{ "op": "add", "path": path, "value": value }]);
         let patch = Patch::Json::<()>(serde_json::from_value(body)?);
         self.kit.api::<DataPlane>().patch(NAME, &PatchParams::default(), &patch).await?;
         Ok(())
@@ -118,6 +149,74 @@ impl<'a> World<'a> {
             .wait::<DataPlane>(NAME, &format!("be {type_}/{reason}"), |dataplane| dataplane.and_then(find).is_some())
             .await?;
         Ok(found.as_ref().and_then(find).map(|condition| condition.message).unwrap_or_default())
+    }
+
+    /// Waits until `Ready` has this reason for the newest generation.
+    async fn ready(&self, reason: &str) -> Result<DataPlane> {
+        let says = |dataplane: &DataPlane| {
+            let conditions = dataplane.status.as_ref().map(|status| &status.conditions);
+            conditions.into_iter().flatten().any(|condition| {
+                condition.type_ == "Ready"
+                    && condition.reason == reason
+                    && condition.observed_generation == dataplane.metadata.generation
+            })
+        };
+        let what = format!("be Ready/{reason} for its newest generation");
+        self.kit.wait::<DataPlane>(NAME, &what, |found| found.is_some_and(says)).await?.context("it is gone")
+    }
+
+    /// Waits until one object, and no other, has these labels, and until it is as wanted.
+    async fn only<K>(&self, labels: &[(&str, &str)], what: &str, wanted: impl Fn(&K) -> bool) -> Result<Arc<K>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + Send
+            + Sync
+            + 'static,
+    {
+        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        let found =
+            self.kit.wait_all::<K>(&labels.join(","), what, |found| matches!(found, [only] if wanted(only))).await?;
+        found.into_iter().next().context("nothing was found")
+    }
+
+    /// Waits until a state has one Deployment, and until it is as wanted.
+    async fn deployment(
+        &self,
+        state: State,
+        what: &str,
+        wanted: impl Fn(&Deployment) -> bool,
+    ) -> Result<Arc<Deployment>> {
+        self.only(&[(names::DEPLOYMENT_STATE, state.as_str())], what, wanted).await
+    }
+
+    /// Waits until a state has one Service of a role, and until it is as wanted.
+    async fn service(
+        &self,
+        state: State,
+        role: Role,
+        what: &str,
+        wanted: impl Fn(&Service) -> bool,
+    ) -> Result<Arc<Service>> {
+        self.only(&[(names::SERVICE_STATE, state.as_str()), (names::SERVICE_TYPE, role.as_str())], what, wanted).await
+    }
+
+    /// Waits until a Service has one EndpointSlice with so many endpoints.
+    async fn endpoints(&self, state: State, role: Role, count: usize) -> Result<()> {
+        let service = self.service(state, role, "be one", |_| true).await?.name_any();
+        let has = |slice: &EndpointSlice| slice.endpoints.iter().flatten().count() == count;
+        self.only(&[("kubernetes.io/service-name", &service)], &format!("have {count} endpoints"), has).await?;
+        Ok(())
+    }
+
+    /// Where users reach the gateway: the address of the load balancer, by status.
+    async fn url(&self) -> Result<String> {
+        let status = self.ready("Ready").await?.status.unwrap_or_default();
+        let address = status.addresses.into_iter().find(|address| address.source_type.ends_with("LoadBalancer"));
+        Ok(format!("http://{}/", address.context("no address of a load balancer")?.value))
     }
 
     /// Waits for rest, and checks all that rest means: the live Services reach a Deployment with this image, the

@@ -4,17 +4,14 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use http_body_util::Empty;
 use hyper::http::{HeaderMap, Request, StatusCode, header};
-use hyper_util::client::legacy;
-use hyper_util::rt::TokioExecutor;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::client::Body;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::http;
 use crate::kubectl::Kubectl;
 use crate::progress::Step;
 use crate::wait::{History, wait};
@@ -171,10 +168,7 @@ impl Stage {
         let addresses = at["addresses"].as_array().context("the status has no addresses yet")?;
         let address = addresses.iter().find(|one| one["sourceType"] != "PrivateIP").unwrap_or(&addresses[0]);
         let url = format!("http://{}/", address["value"].as_str().context("an address without a value")?);
-        // A new connection each time: an old one would go on to where it was opened.
-        let client =
-            legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http::<Empty<Bytes>>();
-        let answer = tokio::time::timeout(Duration::from_secs(5), client.get(url.parse()?)).await??;
+        let answer = http::get(&url).await?;
         Ok((format!("curl {url}"), answer.status(), answer.headers().clone()))
     }
 
