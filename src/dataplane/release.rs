@@ -47,9 +47,9 @@ pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<Dat
 fn owners(ctx: &Context) -> Vec<ObjectRef<DataPlane>> {
     let mut owners = BTreeSet::new();
     let mut note = |namespace: Option<String>, name: Option<String>| owners.extend(namespace.zip(name));
-    terminating(&ctx.caches.services).for_each(|(namespace, name)| note(namespace, name));
-    terminating(&ctx.caches.deployments).for_each(|(namespace, name)| note(namespace, name));
-    terminating(&ctx.caches.secrets).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.services.store()).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.deployments.store()).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.secrets.store()).for_each(|(namespace, name)| note(namespace, name));
     owners.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)).collect()
 }
 
@@ -68,9 +68,9 @@ where
 async fn sweep(ctx: &Context, owner: &ObjectRef<DataPlane>) -> Result<(), kube::Error> {
     let standing = ctx.caches.dataplanes.get(owner).filter(|owner| owner.metadata.deletion_timestamp.is_none());
     let standing = standing.and_then(|owner| owner.uid());
-    release(ctx, owner, standing.as_deref(), &ctx.caches.services).await?;
-    release(ctx, owner, standing.as_deref(), &ctx.caches.deployments).await?;
-    release(ctx, owner, standing.as_deref(), &ctx.caches.secrets).await
+    release(ctx, owner, standing.as_deref(), ctx.caches.services.store()).await?;
+    release(ctx, owner, standing.as_deref(), ctx.caches.deployments.store()).await?;
+    release(ctx, owner, standing.as_deref(), ctx.caches.secrets.store()).await
 }
 
 async fn release<K>(

@@ -208,11 +208,11 @@ impl Observed {
     }
 }
 
-/// The side a Deployment is: by the selector of its Pods, which nobody can change. Its label can be taken away.
+/// The side that a Deployment is. What it selects can never change; its own label can, by anybody's hand.
 #[must_use]
 pub fn side_of(deployment: &Deployment) -> Option<Selector> {
-    let matched = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.as_ref()?.get(names::SELECTOR));
-    matched.or_else(|| deployment.labels().get(names::SELECTOR)).map(|text| Selector::from(text.as_str()))
+    let selects = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.as_ref()?.get(names::SELECTOR));
+    selects.or_else(|| deployment.labels().get(names::SELECTOR)).map(|text| Selector::from(text.as_str()))
 }
 
 /// Somebody has deleted it, and a finalizer holds it.

@@ -4,4 +4,5 @@
 
 mod cluster;
 mod gate;
+mod health;
 mod house;

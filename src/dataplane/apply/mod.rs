@@ -206,7 +206,10 @@ impl Writer<'_> {
                 self.take_over(found).await?;
                 self.make::<K>(&marked, true).await
             }
-            None => self.make::<K>(&marked, false).await,
+            None => match self.create::<K>(&marked).await? {
+                None => Ok(()),
+                Some(found) => Box::pin(self.settle(object, Some(&found))).await,
+            },
         }
     }
 
@@ -218,7 +221,11 @@ impl Writer<'_> {
             if let Some(count) = object.count {
                 made.body["spec"]["replicas"] = count.into();
             }
-            return self.make::<Deployment>(&made, false).await;
+            return match self.create::<Deployment>(&made).await? {
+                None => Ok(()),
+                // It has a count already, perhaps an autoscaler's.
+                Some(found) => Box::pin(self.settle_deployment(object, Some(&found))).await,
+            };
         };
         if let Some(successor) = successor(&self.intent.owner.name, object, found) {
             return Box::pin(self.settle_deployment(&successor, None)).await;
@@ -229,8 +236,7 @@ impl Writer<'_> {
         self.settle(object, Some(found)).await
     }
 
-    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours,
-    /// unless it says that it is. Then somebody took away the labels by which it is watched, and they come back.
+    /// Applies an object that is there, or makes it.
     async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -238,21 +244,34 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        if exists {
+        if exists || self.create::<K>(object).await?.is_some() {
             return self.apply::<K>(object).await;
         }
-        // The caches show all that this process wrote: what has the name is somebody else's.
+        Ok(())
+    }
+
+    /// Makes an object that is not in the cache. Whatever else has its name is not ours, unless somebody has taken away
+    /// the label by which the caches know what is: then nothing is made, and that is returned.
+    async fn create<K>(&self, object: &Object) -> Result<Option<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
         let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        match self.apply::<K>(&absent).await {
-            Err(error) if error.is_conflict() => {}
-            applied => return applied,
+        let conflict = match self.apply::<K>(&absent).await {
+            Err(error) if error.is_conflict() => error,
+            made => return made.map(|()| None),
+        };
+        let found = self.api::<K>().get_opt(&object.name).await;
+        match found.map_err(|source| failed::<K>("read", &object.name, source))? {
+            Some(found) if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) => {
+                Ok(Some(found))
+            }
+            Some(_) => Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() }),
+            None => Err(conflict),
         }
-        let found = self.api::<K>().get(&object.name).await;
-        let found = found.map_err(|source| failed::<K>("read", &object.name, source))?;
-        if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) {
-            return self.apply::<K>(object).await;
-        }
-        Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() })
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>
@@ -341,7 +360,8 @@ pub(super) fn successor(dataplane: &str, object: &Object, found: &Deployment) ->
 }
 
 /// An object with the mark by which a later pass knows it again.
-pub(super) fn marked(object: &Object) -> Object {
+#[must_use]
+pub fn marked(object: &Object) -> Object {
     let mut marked = object.clone();
     marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
     marked

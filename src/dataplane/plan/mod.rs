@@ -46,6 +46,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         confirms: (phase == Phase::Switching && scene.facts.traffic == Moved::Armed)
             || (phase == Phase::InPlace && scene.facts.wanted == Wanted::New),
         again: scene.again(promotion.as_ref()),
+        founds: phase == Phase::Founding && scene.records(phase).iter().any(|record| record.ordinal > 0),
         promotion,
     }
 }
@@ -210,7 +211,12 @@ impl<'a> Scene<'a> {
         match phase {
             Phase::Founding => {
                 let standing = || self.standing_record().map(|record| record.wish.clone());
-                side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), count);
+                let wish = intent.wanted.clone().ok().or_else(standing);
+                side(&self.stable, wish.clone(), Some(State::Live), count);
+                if intent.strategy == Strategy::BlueGreen {
+                    // Empty, and there from the start: nothing of it has to be waited for later.
+                    side(&self.candidate, wish, Some(State::Preview), none);
+                }
             }
             Phase::InPlace => {
                 let wish = intent.wanted.clone().ok().or_else(|| self.live_wish());
@@ -268,8 +274,9 @@ impl<'a> Scene<'a> {
 
     fn preview_traffic(&self, phase: Phase) -> Option<Traffic> {
         let (selector, wish) = match phase {
-            Phase::Founding | Phase::InPlace | Phase::Ungated => return None,
-            Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
+            Phase::InPlace | Phase::Ungated => return None,
+            Phase::Founding if self.intent.strategy == Strategy::InPlace => return None,
+            Phase::Founding | Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
             Phase::Draining => {
                 (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
@@ -461,7 +468,11 @@ impl<'a> Scene<'a> {
             (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
             (false, _) => None,
         };
-        let (_, message) = self.reason(phase);
+        // What everybody's preview goes through is in its phase; a write that says no more would be one too many.
+        let message = match phase {
+            Phase::Staging => facts::complaint(self.observed, &self.candidate).unwrap_or_default(),
+            _ => self.reason(phase).1,
+        };
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
             gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },

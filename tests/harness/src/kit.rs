@@ -140,6 +140,16 @@ impl Kit {
         LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace)
     }
 
+    /// Deletes every object of a kind in the test's namespace, whatever holds it.
+    pub async fn clear<K>(&self) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        release(self.api::<K>()).await?;
+        self.api::<K>().delete_collection(&DeleteParams::background(), &ListParams::default()).await?;
+        Ok(())
+    }
+
     /// Prints what there is to know of the namespace and of the test's operator.
     pub fn dump(&self) {
         diagnosis::print(&Kubectl::local(&self.cluster), &self.namespace);

@@ -2,9 +2,13 @@
 
 mod adoption;
 mod crash;
+mod crd;
 mod gates;
 mod input;
+mod managers;
 mod policy;
+mod property;
+mod specs;
 mod walk;
 
 use std::{io::Write as _, path::Path};
@@ -22,8 +26,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    ResourceExt,
-    api::{ListParams, ObjectMeta, Patch, PatchParams},
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -284,6 +288,24 @@ fn manifest(image: &str) -> String {
     text.unwrap_or_default().replace("kong:3.9", image)
 }
 
+/// A DataPlane with this spec.
+fn manifest_of(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane", "metadata": { "name": name },
+        "spec": spec,
+    })
+}
+
+/// DataPlanes as they are on the wire: our own type would drop what it does not know, and fill in what is missing.
+fn wire(kit: &Kit) -> Api<DynamicObject> {
+    Api::namespaced_with(kit.client.clone(), &kit.namespace, &ApiResource::erase::<DataPlane>(&()))
+}
+
+/// The container of a gateway, as short as it can be.
+fn proxy(image: &str) -> Value {
+    json!({ "name": "proxy", "image": image })
+}
+
 /// The gate of the walk, as bytes.
 fn http_smoke() -> Result<Vec<u8>> {
     let built = sluice_plugins::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
@@ -319,6 +341,13 @@ fn reason_of(dataplane: &DataPlane) -> Option<String> {
 
 fn generation(dataplane: &DataPlane, type_: &str) -> Option<i64> {
     dataplane.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == type_)?.observed_generation
+}
+
+/// `Ready` is true, of the newest generation.
+fn ready(dataplane: &DataPlane) -> bool {
+    let conditions = dataplane.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    ready.is_some_and(|ready| ready.observed_generation == dataplane.metadata.generation)
 }
 
 fn plugin_condition(plugin: &GatePlugin) -> Option<&Condition> {

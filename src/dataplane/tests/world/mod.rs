@@ -33,11 +33,15 @@ use crate::{
         dataplane::{DataPlaneStatus, PROMOTE_WHEN_READY},
         promotion::PromotionStatus,
     },
+    cluster::cache::Owned,
     dataplane::{
         apply::{self, certificate},
         build::{self, CertificateOrder, Object, Planned, Surplus},
         check, fixtures,
-        observe::{self, caches::Caches},
+        observe::{
+            self,
+            caches::{self, Caches},
+        },
         plan,
         status::{self, Note},
     },
@@ -277,7 +281,9 @@ impl World {
         let before = (self.version, self.connections.len(), self.trials.len());
         let trouble = self.converge(&intent, &planned).err().map(|error| error.sentence());
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), self.now);
-        self.publish(&plan, &status, trouble.is_some());
+        if !plan.founds || trouble.is_some() {
+            self.publish(&plan, &status, trouble.is_some());
+        }
         if trouble.is_none() {
             self.work(&plan);
             self.notes.extend(status::notes(&intent, &observed, &plan, &status));
@@ -289,15 +295,15 @@ impl World {
         let caches = Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
-            promotions: stored(self.cached()),
-            records: stored(self.cached()),
-            deployments: stored(self.cached()),
-            services: stored(self.cached()),
-            secrets: stored(self.cached()),
-            autoscalers: stored(self.cached()),
-            budgets: stored(self.cached()),
-            pods: stored(self.cached()),
-            slices: stored(self.cached()),
+            promotions: Owned::of_store(stored(self.cached()), caches::owner),
+            records: Owned::of_store(stored(self.cached()), caches::owner),
+            deployments: Owned::of_store(stored(self.cached()), caches::owner),
+            services: Owned::of_store(stored(self.cached()), caches::owner),
+            secrets: Owned::of_store(stored(self.cached()), caches::owner),
+            autoscalers: Owned::of_store(stored(self.cached()), caches::owner),
+            budgets: Owned::of_store(stored(self.cached()), caches::owner),
+            pods: Owned::of_store(stored(self.cached()), caches::app),
+            slices: Owned::of_store(stored(self.cached()), caches::app),
         };
         let ready = Plugin::Ready(Digest::of(b"plugin"));
         Observed {
