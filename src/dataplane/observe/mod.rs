@@ -89,6 +89,9 @@ fn labelled(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
     Some((state, role))
 }
 
+/// The Service in each place.
+type Places = BTreeMap<(State, Role), Arc<Service>>;
+
 /// One Service for each place, and the others. Of several: the one that has the name the user asks for, one that nobody
 /// has deleted, the one with most addresses of a load balancer, with most slices and ready endpoints, the oldest.
 fn places(
@@ -96,7 +99,7 @@ fn places(
     asked: Option<&str>,
     home: impl Fn(&Service) -> Option<(State, Role)>,
     slices: &[Arc<EndpointSlice>],
-) -> (BTreeMap<(State, Role), Arc<Service>>, Vec<Arc<Service>>) {
+) -> (Places, Vec<Arc<Service>>) {
     let of = |service: &Service| {
         let name = service.name_any();
         slices.iter().filter(move |slice| slice.labels().get("kubernetes.io/service-name") == Some(&name))

@@ -105,7 +105,7 @@ fn g_7_plugins_from_images_are_refused_and_nothing_is_staged() {
     let stalled = world.condition("Stalled").expect("Stalled");
     assert!(stalled.message.starts_with("spec.pluginsToInstall: "), "{}", stalled.message);
     assert_eq!((world.ready(State::Live), world.ready(State::Preview)), (1, 0));
-    assert_eq!(world.is_ready(), "True/Ready");
+    assert_eq!(world.readiness(), "True/Ready");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn g_9_no_replicas_are_not_ready_but_can_be_upgraded() {
     let mut world = World::with("kong:3.9", json!({ "deployment": { "replicas": 0 } }));
     world.run();
     assert!(world.rests());
-    assert!(world.is_ready().starts_with("False/WaitingToBecomeReady"), "{}", world.is_ready());
+    assert!(world.readiness().starts_with("False/WaitingToBecomeReady"), "{}", world.readiness());
     world.image("kong:3.10");
     world.run();
     assert_eq!((world.reason(), world.ready(State::Preview)), ("AwaitingPromotion".into(), 1));

@@ -31,7 +31,7 @@ fn u_1_a_live_side_that_breaks_during_a_rollout_is_not_ready_and_the_rollout_awa
     world.run();
     assert_eq!(world.names("Deployment").len(), 2, "one live, one preview");
     assert_eq!(
-        world.is_ready(),
+        world.readiness(),
         format!("{WAITING}: Deployment {} is not ready yet", name(world.deployment(State::Live)))
     );
     let conditions = world.status().rollout.expect("a rollout").conditions;
@@ -164,7 +164,7 @@ fn u_ready_follows_the_counts_of_the_deployment() {
         });
         world.run();
         let status = world.status();
-        let seen = (world.is_ready(), status.replicas, status.ready_replicas);
+        let seen = (world.readiness(), status.replicas, status.ready_replicas);
         assert_eq!(seen, (expected.to_owned(), replicas, ready), "{replicas}/{ready}/{available}");
     }
 }
@@ -188,7 +188,7 @@ fn u_ready_needs_an_address_only_of_a_load_balancer() {
         world.bend("Service", &service, |service| service["status"] = status.clone());
         world.run();
         let waiting = format!("{WAITING}: ingress Service {service} is not ready yet");
-        assert_eq!(world.is_ready(), if ready { "True/Ready".to_owned() } else { waiting }, "{type_} {status}");
+        assert_eq!(world.readiness(), if ready { "True/Ready".to_owned() } else { waiting }, "{type_} {status}");
     }
 }
 
@@ -207,7 +207,7 @@ fn u_probes_with_any_defaults_converge() {
         world.proxy(field, probe);
         world.run();
         assert_eq!(world.generations(), [Some(2), None, Some(2)]);
-        assert_eq!(world.is_ready(), "True/Ready");
+        assert_eq!(world.readiness(), "True/Ready");
     }
 }
 
@@ -387,7 +387,7 @@ fn u_a_name_that_somebody_else_has_is_said() {
     world.put("Service", json!({ "metadata": { "name": "edge" }, "spec": { "selector": { "app": "other" } } }));
     world.run();
     let said = "there is a Service edge that does not belong to this DataPlane; delete or rename it";
-    assert_eq!(world.is_ready(), format!("False/UnableToProvision: {said}"));
+    assert_eq!(world.readiness(), format!("False/UnableToProvision: {said}"));
     assert_eq!(world.raw("Service", "edge").map(|edge| &edge["spec"]["selector"]), Some(&json!({ "app": "other" })));
 }
 

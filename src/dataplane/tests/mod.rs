@@ -8,9 +8,9 @@
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
 //!
-//! Rows that are tables of one stage have their tests there: versions of images and the word that approves in
-//! [`check`](super::check), the order of addresses in [`status`](super::status), equal ports in
-//! [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
+//! [`world`] plays the cluster around the pure corridor. Tables of one stage are in that stage: versions of images and
+//! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
+//! in [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
 
 mod defects;
 mod kong_units;

@@ -91,12 +91,12 @@ fn s_live_pods_unready_while_awaiting_do_not_block_the_promotion() {
     world.run();
     let live = name(world.deployment(State::Live));
     let waiting = "False/WaitingToBecomeReady: Waiting for the resource to become ready";
-    assert_eq!(world.is_ready(), format!("{waiting}: Deployment {live} is not ready yet"));
+    assert_eq!(world.readiness(), format!("{waiting}: Deployment {live} is not ready yet"));
     assert_eq!((world.generations(), world.reason()), ([Some(1), Some(2), Some(2)], "AwaitingPromotion".into()));
     world.approve();
     world.run();
     assert!(world.rests());
-    assert_eq!((world.serves(), world.is_ready()), (["kong:3.10".to_owned()].into(), "True/Ready".into()));
+    assert_eq!((world.serves(), world.readiness()), (["kong:3.10".to_owned()].into(), "True/Ready".into()));
 }
 
 /// Different: drift is repaired in every phase, on both sides. Kong repairs the live side only at rest and the preview
@@ -129,7 +129,8 @@ fn s_addresses_that_change_mid_rollout_are_in_the_status() {
     let mut world = World::awaiting("kong:3.10");
     for state in [State::Live, State::Preview] {
         let moved = json!({ "loadBalancer": { "ingress": [{ "ip": "9.9.9.9" }] } });
-        world.bend("Service", &name(&world.service(state, Role::Ingress).clone()), |one| one["status"] = moved);
+        let service = name(world.service(state, Role::Ingress));
+        world.bend("Service", &service, |one| one["status"] = moved);
     }
     world.run();
     let status = world.status();

@@ -21,7 +21,7 @@ fn t_created_with_the_strategy_it_rests_beside_a_preview_of_zero() {
     assert_eq!(world.run(), ["Progressing/1: Rollout initialized", "WaitingForChange/1"]);
     assert!(world.rests());
     assert_eq!((world.names("Service").len(), world.names("Secret").len()), (4, 2));
-    assert_eq!(world.is_ready(), "True/Ready");
+    assert_eq!(world.readiness(), "True/Ready");
 }
 
 /// Different: what runs is what is wanted, so there is nothing to promote. Kong starts a full preview of the same spec.

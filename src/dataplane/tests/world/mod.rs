@@ -2,6 +2,9 @@
 //! finalizers), machines answer (Deployments roll, Pods turn ready, Services get addresses and endpoints), and the next
 //! pass reads it through the same caches as in a real one.
 
+mod api;
+mod machines;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -21,8 +24,9 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::api::{default, entries, merge_patch, overlay, prune};
 use crate::{
     api::{
         DataPlane, PromotionPolicy,
@@ -43,7 +47,6 @@ use crate::{
     },
     model::{
         Intent, Observed, Phase, Plan, differ,
-        lists::{keys_of, same},
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, Plugin, TrialKey},
         plan::ApprovalPlan,
@@ -466,119 +469,6 @@ impl World {
         SignedDuration::from_micros(i64::try_from(self.version).expect("a small number"))
     }
 
-    // What machines do.
-
-    /// True if anything changed.
-    pub(super) fn machines(&mut self) -> bool {
-        let before = self.objects.clone();
-        let deployments = if self.awake { self.names("Deployment") } else { Vec::new() };
-        deployments.iter().for_each(|name| self.roll(name));
-        for name in self.names("Service") {
-            self.address(&name);
-            self.endpoints(&name);
-        }
-        for name in self.names("EndpointSlice") {
-            if self.raw("Service", &name).is_none() {
-                self.objects.remove(&("EndpointSlice".to_owned(), name));
-            }
-        }
-        self.objects != before
-    }
-
-    /// A Deployment: missing Pods start, started ones turn ready, and when all are, replaced ones go.
-    fn roll(&mut self, name: &str) {
-        let deployment = self.raw("Deployment", name).expect("a Deployment").clone();
-        let spec = &deployment["spec"];
-        let template = &spec["template"];
-        let hash = names::hash(&[&template.to_string()], 6);
-        let image = template["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
-        let count = spec["replicas"].as_i64().unwrap_or_default();
-        let wanted: Vec<_> = (0..count).map(|place| format!("{name}-{hash}-{place}")).collect();
-        for pod in &wanted {
-            let ready = self.raw("Pod", pod).map(|_| !self.broken.contains(image.as_str()));
-            self.start(name, pod, template, ready.unwrap_or_default());
-        }
-        let ready = |world: &Self, pod: &String| world.raw("Pod", pod).is_some_and(is_ready);
-        let done = wanted.iter().all(|pod| ready(self, pod));
-        let of = |world: &Self| -> Vec<String> {
-            let pods = world.names("Pod").into_iter();
-            pods.filter(|pod| world.raw("Pod", pod).is_some_and(|pod| pod["metadata"]["generateName"] == name))
-                .collect()
-        };
-        for pod in of(self).into_iter().filter(|pod| done && !wanted.contains(pod)) {
-            self.objects.remove(&("Pod".to_owned(), pod));
-        }
-        let pods = of(self);
-        let available = pods.iter().filter(|pod| ready(self, pod)).count();
-        let status = json!({
-            "observedGeneration": deployment["metadata"]["generation"],
-            "replicas": pods.len(), "updatedReplicas": wanted.len(),
-            "readyReplicas": available, "availableReplicas": available,
-        });
-        self.objects.get_mut(&("Deployment".to_owned(), name.to_owned())).expect("a Deployment")["status"] = status;
-    }
-
-    fn start(&mut self, deployment: &str, name: &str, template: &Value, ready: bool) {
-        let status = json!({
-            "podIP": "10.1.0.1",
-            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
-        });
-        let key = ("Pod".to_owned(), name.to_owned());
-        match self.objects.get_mut(&key) {
-            Some(pod) => pod["status"] = status,
-            None => {
-                let mut pod = template.clone();
-                pod["metadata"]["name"] = name.into();
-                pod["metadata"]["generateName"] = deployment.into();
-                pod["status"] = status;
-                self.store(key, pod);
-            }
-        }
-    }
-
-    /// An address of the cluster, and one from outside where the type is LoadBalancer.
-    fn address(&mut self, name: &str) {
-        let key = ("Service".to_owned(), name.to_owned());
-        let service = self.objects.get_mut(&key).expect("a Service");
-        if service["spec"]["clusterIP"].is_null() {
-            self.addresses += 1;
-            service["spec"]["clusterIP"] = format!("10.0.0.{}", self.addresses).into();
-        }
-        let ip = service["spec"]["clusterIP"].clone();
-        service["spec"]["clusterIPs"] = json!([ip]);
-        let outside =
-            format!("6.7.8.{}", 8 + ip.as_str().and_then(|ip| ip.rsplit('.').next()?.parse().ok()).unwrap_or(0));
-        if service["spec"]["type"] != "LoadBalancer" {
-            service["status"] = json!({});
-        } else if service["status"]["loadBalancer"].is_null() && self.balancer {
-            service["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": outside }] } });
-        }
-    }
-
-    fn endpoints(&mut self, name: &str) {
-        let service = self.raw("Service", name).expect("a Service").clone();
-        let selects = |pod: &Value| {
-            let labels = &pod["metadata"]["labels"];
-            service["spec"]["selector"].as_object().is_some_and(|wanted| wanted.iter().all(|(k, v)| labels[k] == *v))
-        };
-        let endpoint = |pod: &Value| {
-            json!({
-                "addresses": [pod["status"]["podIP"]],
-                "conditions": { "ready": is_ready(pod) || service["spec"]["publishNotReadyAddresses"] == true },
-                "targetRef": { "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"] },
-            })
-        };
-        let pods = self.objects.iter().filter(|((kind, _), pod)| kind == "Pod" && selects(pod));
-        let endpoints: Vec<_> = pods.map(|(_, pod)| endpoint(pod)).collect();
-        let mut labels = service["metadata"]["labels"].clone();
-        labels["kubernetes.io/service-name"] = name.into();
-        let slice = json!({
-            "metadata": { "name": name, "namespace": "ns", "labels": labels },
-            "addressType": "IPv4", "endpoints": endpoints,
-        });
-        self.objects.insert(("EndpointSlice".to_owned(), name.to_owned()), slice);
-    }
-
     // What can be seen.
 
     /// An object as stored.
@@ -659,7 +549,7 @@ impl World {
     }
 
     /// `status/reason: message` of `Ready`.
-    pub(super) fn is_ready(&self) -> String {
+    pub(super) fn readiness(&self) -> String {
         let ready = self.condition("Ready").expect("Ready");
         [ready.status, "/".into(), ready.reason, ": ".into(), ready.message].concat().trim_end_matches(": ").to_owned()
     }
@@ -731,148 +621,4 @@ fn spoken(status: &DataPlaneStatus) -> String {
     let Some(said) = status.rollout.as_ref().and_then(|rollout| rollout.conditions.first()) else { return "-".into() };
     let generation = said.observed_generation.unwrap_or_default();
     format!("{}/{generation}: {}", said.reason, said.message).trim_end_matches(": ").to_owned()
-}
-
-fn is_ready(pod: &Value) -> bool {
-    pod["status"]["conditions"][0]["status"] == "True"
-}
-
-fn entries(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-/// RFC 7396.
-fn merge_patch(base: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else { return *base = patch.clone() };
-    if !base.is_object() {
-        *base = json!({});
-    }
-    for (field, value) in patch {
-        match value {
-            Value::Null => drop(base.as_object_mut().and_then(|base| base.remove(field))),
-            value => merge_patch(&mut base[field], value),
-        }
-    }
-}
-
-/// The keys by which an entry is known in a list of Kubernetes; none where the list is one thing.
-fn identity(field: &str, entry: &Value) -> Option<&'static [&'static str]> {
-    match field {
-        "ports" if entry.get("port").is_some() => Some(&["port", "protocol"]),
-        "ownerReferences" => Some(&["uid"]),
-        "finalizers" => Some(&[]),
-        field => keys_of(field),
-    }
-}
-
-fn is_same(keys: &[&str], one: &Value, other: &Value) -> bool {
-    if keys.is_empty() { one == other } else { same(keys, one, other) }
-}
-
-/// What server-side apply adds.
-fn overlay(field: &str, found: &mut Value, applied: &Value) {
-    match (found, applied) {
-        (Value::Object(found), Value::Object(applied)) if field != "selector" => {
-            for (field, applied) in applied {
-                overlay(field, found.entry(field.clone()).or_insert(Value::Null), applied);
-            }
-        }
-        (Value::Array(found), Value::Array(applied)) if applied.iter().all(|one| identity(field, one).is_some()) => {
-            for entry in applied {
-                let keys = identity(field, entry).unwrap_or_default();
-                match found.iter_mut().find(|known| is_same(keys, known, entry)) {
-                    Some(known) => overlay("", known, entry),
-                    None => found.push(entry.clone()),
-                }
-            }
-        }
-        (found, applied) => *found = applied.clone(),
-    }
-}
-
-/// What server-side apply takes away: what was applied before and is not any more.
-fn prune(field: &str, found: &mut Value, before: &Value, after: &Value) {
-    match (found, before) {
-        (Value::Object(found), Value::Object(before)) if field != "selector" => {
-            for (field, before) in before {
-                let Some(known) = found.get_mut(field) else { continue };
-                match after.get(field) {
-                    Some(after) => prune(field, known, before, after),
-                    None if before.is_object() => prune(field, known, before, &Value::Null),
-                    None => *known = Value::Null,
-                }
-                if known.is_null() || known.as_object().is_some_and(Map::is_empty) {
-                    found.remove(field);
-                }
-            }
-        }
-        (Value::Array(found), Value::Array(before)) if before.iter().all(|one| identity(field, one).is_some()) => {
-            for entry in before {
-                let keys = identity(field, entry).unwrap_or_default();
-                match entries(after).find(|after| is_same(keys, after, entry)) {
-                    Some(after) => {
-                        found.iter_mut().filter(|known| is_same(keys, known, entry)).for_each(|known| {
-                            prune("", known, entry, after);
-                        });
-                    }
-                    None => found.retain(|known| !is_same(keys, known, entry)),
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// What the API adds to what it is given.
-fn default(kind: &str, object: &mut Value) {
-    match kind {
-        "Deployment" => {
-            fill(
-                object,
-                &json!({ "spec": { "replicas": 1, "progressDeadlineSeconds": 600, "revisionHistoryLimit": 10 } }),
-            );
-            let pod = &mut object["spec"]["template"]["spec"];
-            fill(pod, &json!({ "schedulerName": "default-scheduler" }));
-            for volume in pod["volumes"].as_array_mut().into_iter().flatten() {
-                if let Some(secret) = volume.get_mut("secret") {
-                    fill(secret, &json!({ "defaultMode": 420 }));
-                }
-            }
-            for container in pod["containers"].as_array_mut().into_iter().flatten() {
-                fill(
-                    container,
-                    &json!({ "terminationMessagePath": "/dev/termination-log", "imagePullPolicy": "IfNotPresent" }),
-                );
-                for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-                    if let Some(probe) = container.get_mut(probe) {
-                        fill(
-                            probe,
-                            &json!({ "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3 }),
-                        );
-                    }
-                }
-            }
-        }
-        "Service" => {
-            let outside = ["LoadBalancer", "NodePort"].iter().any(|type_| object["spec"]["type"] == *type_);
-            if outside {
-                fill(&mut object["spec"], &json!({ "externalTrafficPolicy": "Cluster" }));
-            }
-            for port in object["spec"]["ports"].as_array_mut().into_iter().flatten().filter(|_| outside) {
-                let chosen = 30_000 + port["port"].as_i64().unwrap_or_default();
-                fill(port, &json!({ "nodePort": chosen }));
-            }
-        }
-        _ => {}
-    }
-}
-
-fn fill(object: &mut Value, defaults: &Value) {
-    for (field, default) in defaults.as_object().into_iter().flatten() {
-        match object.get_mut(field) {
-            Some(known) if known.is_object() => fill(known, default),
-            Some(known) if !known.is_null() => {}
-            _ => object[field] = default.clone(),
-        }
-    }
 }
