@@ -133,7 +133,7 @@ fn places(
 }
 
 fn record(revision: &Arc<k8s_openapi::api::apps::v1::ControllerRevision>) -> Option<Record> {
-    let RecordData { wish, template } = serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()?;
+    let RecordData { wish, template } = serde_json::from_str(revision.data.as_ref()?.0.as_str()?).ok()?;
     Some(Record {
         name: Some(revision.name_any()),
         revision: revision.annotations().get(names::REVISION)?.as_str().into(),

@@ -391,7 +391,11 @@ impl<'a> Scene<'a> {
 
     /// A phase that waits for machines has waited long enough.
     fn overdue(&self) -> bool {
-        let since = self.upgrade.and_then(|open| open.status.as_ref()?.progressing_since.as_ref());
+        let status = self.upgrade.and_then(|open| open.status.as_ref());
+        let since = match self.commit() {
+            Some(commit) => commit.at.as_ref(),
+            None => status.and_then(|status| status.progressing_since.as_ref()),
+        };
         facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
     }
 
@@ -455,11 +459,7 @@ impl<'a> Scene<'a> {
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
         let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
         // Each wait has its own clock: it stops where no machine is waited for.
-        let waits = match phase {
-            Phase::Staging | Phase::Judging => true,
-            Phase::Switching => self.facts.traffic == Moved::Moving,
-            _ => false,
-        };
+        let waits = matches!(phase, Phase::Staging | Phase::Judging);
         let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
         let voided = self.voided();
         let approval = match (self.intent.approved && !voided, before.approval.clone()) {
@@ -515,11 +515,13 @@ impl<'a> Scene<'a> {
                 approved_by: "annotation".into(),
                 back: false,
             }),
+            // Late before anything was switched: nobody looked, and nobody was late.
+            (Phase::Switching, Some(commit)) if self.arming() && self.overdue() => {
+                Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
+            }
             (Phase::Switching, Some(commit)) => {
-                // Counted from when a pass first saw traffic move: while nobody looked, nobody was late.
-                let late = self.overdue();
-                let moving = self.facts.traffic == Moved::Moving;
-                Some(Commit { back: commit.back || (moving && late), ..commit.clone() })
+                let late = self.facts.traffic == Moved::Moving && self.overdue();
+                Some(Commit { back: commit.back || late, ..commit.clone() })
             }
             (Phase::Draining, commit) => commit.cloned(),
             // Whatever broke before the first Service was switched voids it; the approval stands.
@@ -542,8 +544,9 @@ impl<'a> Scene<'a> {
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
-        let waiting =
-            due(status.and_then(|status| status.progressing_since.as_ref()).map(|at| at.0), rules.progress_deadline);
+        let committed = status.and_then(|status| status.commit.as_ref()?.at.as_ref());
+        let since = committed.or(status.and_then(|status| status.progressing_since.as_ref()));
+        let waiting = due(since.map(|at| at.0), rules.progress_deadline);
         let draining =
             due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
         // An evidence's time that is over waits for the candidate, and the candidate wakes us.

@@ -292,11 +292,13 @@ impl World {
     }
 
     fn look(&self, intent: &Intent) -> Observed {
+        let mut records = self.cached();
+        records.iter_mut().for_each(caches::packed);
         let caches = Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
             promotions: Owned::of_store(stored(self.cached()), caches::owner),
-            records: Owned::of_store(stored(self.cached()), caches::owner),
+            records: Owned::of_store(stored(records), caches::owner),
             deployments: Owned::of_store(stored(self.cached()), caches::owner),
             services: Owned::of_store(stored(self.cached()), caches::owner),
             secrets: Owned::of_store(stored(self.cached()), caches::owner),
