@@ -613,7 +613,7 @@ mod tests {
         model::names::Role,
     };
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::sync::Arc;
 
     fn now() -> Timestamp {
@@ -654,6 +654,23 @@ mod tests {
         let plan = decide(&fixtures::intent("kong:3.9"), &observed, now());
         assert_eq!((plan.phase, &plan.live.selector), (Phase::Settled, &Selector::founding("uid")));
         assert!(retired(&observed, &plan).is_empty());
+    }
+
+    #[test]
+    fn a_deployment_whose_label_somebody_bent_is_the_side_it_selects() {
+        for label in [json!("bent"), Value::Null] {
+            let (intent, mut observed) = (fixtures::intent("kong:3.9"), settled());
+            let mut live = json!(observed.deployments[0].as_ref());
+            let side = live["metadata"]["labels"][names::SELECTOR].take();
+            live["spec"] = json!({"selector": {"matchLabels": {names::SELECTOR: side}}, "template": {}});
+            live["metadata"]["labels"][names::SELECTOR] = label;
+            live["metadata"]["labels"].as_object_mut().expect("labels").retain(|_, label| !label.is_null());
+            observed.deployments = vec![Arc::new(serde_json::from_value(live).expect("a Deployment"))];
+            // Nobody's traffic depends on it just now, either.
+            observed.services.clear();
+            let plan = decide(&intent, &observed, now());
+            assert!(retired(&observed, &plan).is_empty());
+        }
     }
 
     #[test]

@@ -155,9 +155,12 @@ const R8: (&str, &str) = ("<nil>", "DataPlane spec cannot be updated when promot
 #[test]
 fn rules_of_the_definition_refuse_with_kongs_messages() -> Result<()> {
     kit::run(async |kit| {
-        let database = |value: &str| variables(json!([{ "name": "KONG_DATABASE", "value": value }]));
+        let database = |value: &str| variables(variable("KONG_DATABASE", value));
         let sidecar = json!({ "name": "sidecar", "image": "kong:3.9" });
-        let second = |name: &str| json!({ "name": name, "image": "kong:3.9", "env": [{ "name": "KONG_DATABASE", "value": "postgres" }] });
+        let second = |name: &str| {
+            let env = variable("KONG_DATABASE", "postgres");
+            json!({ "name": name, "image": "kong:3.9", "env": env })
+        };
         let rows = vec![
             taken("R1 replicas alone", json!({ "deployment": { "replicas": 3 } })),
             taken("R1 scaling alone", json!({ "deployment": { "scaling": { "horizontal": { "maxReplicas": 3 } } } })),
@@ -243,7 +246,7 @@ fn rules_of_the_definition_refuse_with_kongs_messages() -> Result<()> {
             refused(
                 "R7 a value from elsewhere, which the rule cannot read",
                 variables(json!([{
-                    "name": "KONG_DATABASE", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "database" } },
+                    "name": "KONG_DATABASE", "valueFrom": { "configMapKeyRef": { "name": "x", "key": "x" } },
                 }])),
                 R7.0,
                 "no such key: value evaluating rule: DataPlane supports only db mode 'off'",
@@ -536,7 +539,10 @@ fn a_status_is_checked_and_its_counts_are_always_there() -> Result<()> {
             condition[field] = value;
             json!({ "conditions": [condition] })
         };
-        let many = |count: usize| json!({ "conditions": (0..count).map(|n| condition(&format!("Type{n}"), "True")).collect::<Vec<_>>() });
+        let many = |count: usize| {
+            let conditions: Vec<_> = (0..count).map(|n| condition(&format!("Type{n}"), "True")).collect();
+            json!({ "conditions": conditions })
+        };
         let address = |address: Value| json!({ "addresses": [address] });
         let previews = |count: usize| {
             let addresses = vec![json!({ "value": "10.0.0.1", "sourceType": "PrivateIP" }); count];
@@ -676,7 +682,8 @@ fn lists_of_two_managers_are_merged_by_their_keys() -> Result<()> {
             let port = if name == "proxy" { 9000 } else { 9001 };
             json!({
                 "name": name, "image": "kong:3.9", "env": [{ "name": variable, "value": "x" }],
-                "ports": [{ "containerPort": port }], "volumeMounts": [{ "name": variable, "mountPath": format!("/{variable}") }],
+                "ports": [{ "containerPort": port }],
+                "volumeMounts": [{ "name": variable, "mountPath": format!("/{variable}") }],
             })
         };
         let ours = || json!([container("proxy", "ours")]);
@@ -834,7 +841,9 @@ fn the_admission_policy_refuses_ports_that_lead_nowhere_with_kongs_messages() ->
                 "maps from elsewhere are not read",
                 ported(
                     &numbers(&[9000]),
-                    json!([{ "name": "KONG_PORT_MAPS", "valueFrom": { "configMapKeyRef": { "name": "x", "key": "x" } } }]),
+                    json!([{
+                        "name": "KONG_PORT_MAPS", "valueFrom": { "configMapKeyRef": { "name": "x", "key": "x" } },
+                    }]),
                 ),
             ),
             deny("maps, another port", maps(&numbers(&[9000]), "80:8000"), MAPS),

@@ -125,15 +125,19 @@ fn what_another_manager_adds_survives_passes_a_restart_and_an_edit() -> Result<(
         let (deployment, service) =
             (world.live_deployment().await?.name_any(), world.live_service(Role::Ingress).await?);
 
-        let metadata = |name: &str| json!({ "name": name, "labels": { "mesh.example/tier": "1" }, "annotations": { "mesh.example/injected": "yes" } });
+        let marks = json!({
+            "labels": { "mesh.example/tier": "1" }, "annotations": { "mesh.example/injected": "yes" },
+        });
+        let metadata = |name: &str| {
+            let mut metadata = marks.clone();
+            metadata["name"] = name.into();
+            metadata
+        };
         let agent = json!({ "name": SIDECAR, "image": "kong:3.9", "command": ["sleep", "infinity"] });
         let proxy = json!({ "name": "proxy", "env": [{ "name": "MESH", "value": "on" }] });
         let body = json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(&deployment),
-            "spec": { "template": {
-                "metadata": { "labels": { "mesh.example/tier": "1" }, "annotations": { "mesh.example/injected": "yes" } },
-                "spec": { "containers": [agent, proxy] },
-            }},
+            "spec": { "template": { "metadata": marks, "spec": { "containers": [agent, proxy] } } },
         });
         let mesh = PatchParams::apply(MESH);
         kit.api::<Deployment>().patch(&deployment, &mesh, &Patch::Apply(body)).await?;

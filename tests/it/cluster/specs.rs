@@ -277,24 +277,32 @@ fn source() -> Draw {
             "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": amount } },
         }}})
     };
+    let files = |name: &str| {
+        let source = json!({ name: "x" });
+        with(source, [("items", items()), ("defaultMode", number(0..511)), ("optional", switch())])
+    };
     let wrapped = |field: &'static str, draw: Draw| draw.prop_map(move |source| json!({ field: source })).boxed();
     prop_oneof![
         wrapped("emptyDir", some([("medium", any_of([json!("Memory"), json!("")])), ("sizeLimit", quantity())])),
-        wrapped("configMap", with(json!({ "name": "x" }), [("items", items()), ("defaultMode", number(0..511)), ("optional", switch())])),
-        wrapped("secret", with(json!({ "secretName": "x" }), [("items", items()), ("defaultMode", number(0..511)), ("optional", switch())])),
+        wrapped("configMap", files("name")),
+        wrapped("secret", files("secretName")),
         wrapped("downwardAPI", with(json!({ "items": downward() }), [("defaultMode", number(0..511))])),
         wrapped("hostPath", with(json!({ "path": "/srv" }), [("type", any_of([json!(""), json!("Directory")]))])),
         wrapped("persistentVolumeClaim", with(json!({ "claimName": "x" }), [("readOnly", switch())])),
         wrapped("ephemeral", any_of([claim("1Gi"), claim("1024Mi"), claim("0.5Gi")])),
-        wrapped("csi", with(json!({ "driver": "csi.example.com" }), [("volumeAttributes", texts()), ("readOnly", switch())])),
+        wrapped("csi", with(json!({ "driver": "x" }), [("volumeAttributes", texts()), ("readOnly", switch())])),
         wrapped("nfs", with(json!({ "server": "nfs.example.com", "path": "/srv" }), [("readOnly", switch())])),
-        wrapped("image", with(json!({ "reference": "kong:3.9" }), [("pullPolicy", any_of([json!("Always"), json!("Never")]))])),
+        wrapped("image", with(json!({ "reference": "kong:3.9" }), [("pullPolicy", any_of([json!("Always")]))])),
         wrapped(
             "projected",
             any_of([
                 json!({ "sources": [{ "serviceAccountToken": { "path": "token", "expirationSeconds": 3600 } }] }),
-                json!({ "sources": [{ "serviceAccountToken": { "path": "token" } }, { "downwardAPI": { "items": downward() } }] }),
-                json!({ "sources": [{ "configMap": { "name": "x" } }, { "secret": { "name": "y", "optional": true } }], "defaultMode": 256 }),
+                json!({ "sources": [
+                    { "serviceAccountToken": { "path": "token" } }, { "downwardAPI": { "items": downward() } },
+                ]}),
+                json!({ "defaultMode": 256, "sources": [
+                    { "configMap": { "name": "x" } }, { "secret": { "name": "y", "optional": true } },
+                ]}),
             ])
         ),
     ]
@@ -501,16 +509,24 @@ fn pod() -> Draw {
             "podAntiAffinity",
             any_of([
                 json!({ "requiredDuringSchedulingIgnoredDuringExecution": [near] }),
-                json!({ "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 100, "podAffinityTerm": near }] }),
+                json!({ "preferredDuringSchedulingIgnoredDuringExecution": [
+                    { "weight": 100, "podAffinityTerm": near },
+                ]}),
             ]),
         ),
     ]);
     let spread = any_of([
         json!([]),
-        json!([{ "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": { "matchLabels": { "app": "x" } } }]),
+        json!([{
+            "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": { "matchLabels": { "app": "x" } },
+        }]),
         json!([
             { "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway" },
-            { "maxSkew": 2, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {}, "matchLabelKeys": ["pod-template-hash"] },
+            {
+                "maxSkew": 2, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {}, "matchLabelKeys": ["pod-template-hash"],
+            },
         ]),
     ]);
     let security = some([
