@@ -25,7 +25,7 @@ use sluice::{
 };
 use sluice_harness::kit::{self, Kit};
 
-use super::{NAME, World, manifest_of, proxy, ready};
+use super::{NAME, World, manifest_of, proxy};
 
 /// A service mesh, say: it adds to what it finds.
 const MESH: &str = "mesh";
@@ -88,11 +88,7 @@ impl World<'_> {
     /// A DataPlane with this spec, live and ready.
     async fn run(&self, spec: &Value) -> Result<()> {
         self.kit.apply(&manifest_of(NAME, spec).to_string())?;
-        self.ready().await
-    }
-
-    async fn ready(&self) -> Result<()> {
-        self.kit.wait::<DataPlane>(NAME, "become ready", |dataplane| dataplane.is_some_and(ready)).await?;
+        self.ready("Ready").await?;
         Ok(())
     }
 
@@ -175,7 +171,7 @@ fn what_another_manager_adds_survives_passes_a_restart_and_an_edit() -> Result<(
 
         straight().await?;
         there("after a pass").await?;
-        world.ready().await?;
+        world.ready("Ready").await?;
 
         world.restart().await?;
         straight().await?;
@@ -297,7 +293,7 @@ fn what_is_ours_comes_back_when_it_is_changed_or_taken_away() -> Result<()> {
         let secret = volumes.as_str().context("no Secret is mounted")?;
         let unmanaged = label(names::MANAGED_BY, Value::Null);
         comes_back::<Secret>(kit, secret, &["metadata", "labels", names::MANAGED_BY], unmanaged).await?;
-        world.ready().await?;
+        world.ready("Ready").await?;
         world.at_rest("kong:3.9").await
     })
 }
@@ -315,7 +311,7 @@ fn a_rollout_restart_is_not_fought() -> Result<()> {
         passes(kit, &name).await?;
         world.restart().await?;
         passes(kit, &name).await?;
-        world.ready().await?;
+        world.ready("Ready").await?;
 
         let live = world.live_deployment().await?;
         const RESTARTED: [&str; 5] =
@@ -345,7 +341,7 @@ fn a_count_that_an_autoscaler_chose_is_its_own() -> Result<()> {
         kit.api::<Deployment>().patch_scale(&name, &autoscaler, &Patch::Merge(scale)).await?;
         passes(kit, &name).await?;
         assert_eq!(count().await?, 3, "after a pass");
-        world.ready().await?;
+        world.ready("Ready").await?;
 
         world.restart().await?;
         passes(kit, &name).await?;
@@ -360,7 +356,7 @@ fn a_count_that_an_autoscaler_chose_is_its_own() -> Result<()> {
         let edited = |found: Option<&Deployment>| found.is_some_and(|found| part(found, &LEVEL) == "info");
         kit.wait::<Deployment>(&name, "have the edited variable", edited).await?;
         assert_eq!(count().await?, 3, "after an edit");
-        world.ready().await?;
+        world.ready("Ready").await?;
 
         let of_the_autoscaler =
             |field: &'static str, value: Value| (vec!["spec", field], json!({ "spec": { field: value } }));

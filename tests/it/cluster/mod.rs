@@ -442,13 +442,6 @@ fn generation(dataplane: &DataPlane, type_: &str) -> Option<i64> {
     dataplane.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == type_)?.observed_generation
 }
 
-/// `Ready` is true, of the newest generation.
-fn ready(dataplane: &DataPlane) -> bool {
-    let conditions = dataplane.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
-    ready.is_some_and(|ready| ready.observed_generation == dataplane.metadata.generation)
-}
-
 fn plugin_condition(plugin: &GatePlugin) -> Option<&Condition> {
     plugin.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == "Ready")
 }
