@@ -81,7 +81,8 @@ async fn installed(client: &Client, crd: &CustomResourceDefinition) -> Result<()
         // Discovery: everybody may ask, while CustomResourceDefinitions are for admins.
         let known = match client.list_api_group_resources(&format!("{group}/{version}")).await {
             Ok(list) => list.resources.iter().any(|resource| resource.name == *plural),
-            Err(kube::Error::Api(status)) if status.is_not_found() => false,
+            // By code: a group that nobody serves is answered in plain text, without a reason.
+            Err(kube::Error::Api(status)) if status.code == 404 => false,
             Err(error) => {
                 return Err(Failure::new("the cluster does not answer", error)
                     .next("check --kubeconfig and --context, and that the API server is up: kubectl version"));

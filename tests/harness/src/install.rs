@@ -16,7 +16,7 @@ const SERVER_SIDE: [&str; 3] = ["apply", "--server-side", "--force-conflicts"];
 
 /// Builds the operator and has it run on the local cluster.
 pub fn operator(cluster: &Cluster) -> Result<()> {
-    step("operator built", build)?;
+    step("operator built", || build(Build::Quick))?;
     step("operator image", || cluster.import(&images::operator(&workspace::operator_binary())?))?;
     let kubectl = Kubectl::local(cluster);
     step("operator installed", || {
@@ -32,8 +32,8 @@ pub fn operator(cluster: &Cluster) -> Result<()> {
 
 /// Builds the operator and gives the local cluster its definitions and rights, but no running operator: a test
 /// starts one of its own, for its own namespace.
-pub fn without_operator(cluster: &Cluster) -> Result<()> {
-    step("operator built", build)?;
+pub fn without_operator(cluster: &Cluster, how: Build) -> Result<()> {
+    step("operator built", || build(how))?;
     let kubectl = Kubectl::local(cluster);
     step("definitions and rights installed", || {
         apply(&kubectl)?;
@@ -71,9 +71,22 @@ pub fn cargo() -> Command {
     cargo
 }
 
-fn build() -> Result<()> {
-    run(cargo().args(["build", "--bin", "sluice"]))?;
-    Ok(())
+/// How the operator is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// Quick to build again: for tests.
+    Quick,
+    /// With a little optimisation, which takes minutes: for what is measured, as nobody ships one without.
+    Optimised,
+}
+
+fn build(build: Build) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--bin", "sluice"]);
+    if build == Build::Optimised {
+        cargo.args(["--config", "profile.dev.package.sluice-operator.opt-level=1"]);
+    }
+    run(&mut cargo).map(drop)
 }
 
 fn apply(kubectl: &Kubectl) -> Result<()> {

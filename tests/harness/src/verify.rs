@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::cluster::Cluster;
 use crate::command::last_lines;
-use crate::install::{self, cargo};
+use crate::install::{self, Build, cargo};
 use crate::progress::Step;
 use crate::workspace;
 
@@ -79,7 +79,7 @@ impl Choice {
 fn on_cluster(choice: &Choice) -> Result<Count> {
     let cluster = Cluster::default();
     cluster.with_it_up(|| {
-        install::without_operator(&cluster)?;
+        install::without_operator(&cluster, Build::Quick)?;
         run_suite(Suite::Cluster, choice)
     })
 }

@@ -35,7 +35,7 @@ use super::row::{Row, count};
 use super::tally::Tally;
 use crate::audit::Audit;
 use crate::cluster::Cluster;
-use crate::install;
+use crate::install::{self, Build};
 use crate::kit::{self, Kit};
 use crate::progress::Step;
 use crate::wait::{wait, wait_for_many};
@@ -59,7 +59,7 @@ const LIVE: &str = "gateway-operator.konghq.com/dataplane-deployment-state=live"
 pub fn measure() -> Result<Vec<Row>> {
     let cluster = Cluster::simulated();
     cluster.with_it_up(|| {
-        install::without_operator(&cluster)?;
+        install::without_operator(&cluster, Build::Optimised)?;
         let templates = kit::run_on(&cluster, Templates::take)?;
         let (floor, namespace) = kit::run_on(&cluster, async |kit| templates.floor(kit).await)?;
         // Its Pods are not to end while the operator is measured.
@@ -73,7 +73,7 @@ pub fn measure() -> Result<Vec<Row>> {
 
 /// The requests of an operator at rest.
 pub fn rest(cluster: &Cluster) -> Result<Row> {
-    install::without_operator(cluster)?;
+    install::without_operator(cluster, Build::Optimised)?;
     kit::run_on(cluster, async |kit| {
         let _operator = kit.unwatched_operator().await?;
         let original = found(kit).await?;

@@ -29,7 +29,7 @@ use super::seen::FirstSeen;
 use super::tally::Tally;
 use crate::audit::Audit;
 use crate::cluster::Cluster;
-use crate::install::{self, cargo};
+use crate::install::{self, Build, cargo};
 use crate::kit::{self, Kit};
 use crate::progress::{Step, step};
 use crate::wait::{PATIENCE, wait};
@@ -49,7 +49,7 @@ pub fn measure() -> Result<Vec<Row>> {
     step("gates built", || command::run(cargo().arg("plugins")).map(drop))?;
     let cluster = Cluster::default();
     let mut rows = cluster.with_it_up(|| {
-        install::without_operator(&cluster)?;
+        install::without_operator(&cluster, Build::Optimised)?;
         kit::run_on(&cluster, upgrades)
     })?;
     let simulated = Cluster::simulated();
