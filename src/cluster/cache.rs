@@ -1,13 +1,17 @@
 //! One watch and one store per kind, shared by everything that reads it. Decisions never read from the API.
 
-use std::fmt::Debug;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Debug,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use futures::StreamExt;
 use kube::{
     Api, Resource,
     runtime::{
         WatchStreamExt,
-        reflector::{self, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -51,4 +55,91 @@ where
         std::future::ready(())
     }));
     store
+}
+
+/// A store that also knows what belongs to whom: a pass over one owner does not look at the objects of all others.
+pub struct Owned<K: Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    index: Index,
+}
+
+/// Names by owner, both in one namespace: (namespace, owner) -> names.
+type Index = Arc<RwLock<HashMap<(String, String), BTreeSet<String>>>>;
+
+/// Keeps objects by owner. `owner` names it, in the object's own namespace; what has none is not found by [`Owned::of`].
+pub fn keep_owned<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    owner: impl Fn(&K) -> Option<String> + Send + Sync + 'static,
+    trim: impl Fn(&mut K) + Send + Sync + 'static,
+    changed: impl Fn(&str, &str) + Send + Sync + 'static,
+) -> Owned<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let index = Index::default();
+    let entries = Arc::clone(&index);
+    let store = keep_trimmed(api, config, trim, move |object: &K| {
+        let (Some(owner), Some(namespace)) = (owner(object), object.meta().namespace.clone()) else { return };
+        let key = (namespace, owner);
+        let name = object.meta().name.clone().unwrap_or_default();
+        // One that was deleted stays listed until its owner goes: what the store has not is not found.
+        entries.write().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default().insert(name);
+        changed(&key.0, &key.1);
+    });
+    Owned { store, index }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Owned<K> {
+    /// What is in a store already, by owner.
+    #[cfg(test)]
+    pub(crate) fn of_store(store: Store<K>, owner: impl Fn(&K) -> Option<String>) -> Self {
+        let index = Index::default();
+        for object in store.state() {
+            if let (Some(owner), Some(namespace)) = (owner(&object), object.meta().namespace.clone()) {
+                let mut entries = index.write().unwrap_or_else(PoisonError::into_inner);
+                entries.entry((namespace, owner)).or_default().insert(object.meta().name.clone().unwrap_or_default());
+            }
+        }
+        Self { store, index }
+    }
+
+    /// The objects of an owner, by name.
+    #[must_use]
+    pub fn of(&self, namespace: &str, owner: &str) -> Vec<Arc<K>> {
+        let mut gone = Vec::new();
+        let key = (namespace.to_owned(), owner.to_owned());
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let names = index.get(&key).into_iter().flatten();
+        let found = names
+            .filter_map(|name| {
+                let found = self.store.get(&ObjectRef::new(name).within(namespace));
+                if found.is_none() {
+                    gone.push(name.clone());
+                }
+                found
+            })
+            .collect();
+        drop(index);
+        if !gone.is_empty() {
+            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            let left = index.get_mut(&key).is_some_and(|names| {
+                // Asked again under the lock: it may have come back.
+                names.retain(|name| {
+                    !gone.contains(name) || self.store.get(&ObjectRef::new(name).within(namespace)).is_some()
+                });
+                !names.is_empty()
+            });
+            if !left {
+                index.remove(&key);
+            }
+        }
+        found
+    }
+
+    /// All of them, whoever's.
+    #[must_use]
+    pub fn store(&self) -> &Store<K> {
+        &self.store
+    }
 }

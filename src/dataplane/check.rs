@@ -123,7 +123,10 @@ fn scale(deployment: &dataplane::Deployment) -> Scale {
     match (deployment.replicas, deployment.scaling.as_ref().and_then(|scaling| scaling.horizontal.as_ref())) {
         (Some(replicas), _) => Scale::Fixed(replicas),
         (None, Some(horizontal)) => {
-            Scale::Horizontal { min: horizontal.min_replicas.unwrap_or(1), spec: serde_json::json!(horizontal) }
+            let mut asked = horizontal.clone();
+            // The API fills in its default for none of them: an empty list would differ from it for ever.
+            asked.metrics = asked.metrics.filter(|metrics| metrics.0.as_array().is_none_or(|list| !list.is_empty()));
+            Scale::Horizontal { min: horizontal.min_replicas.unwrap_or(1), spec: serde_json::json!(asked) }
         }
         (None, None) => Scale::Fixed(1),
     }
@@ -132,6 +135,8 @@ fn scale(deployment: &dataplane::Deployment) -> Scale {
 fn wish(dataplane: &DataPlane, validate_images: bool) -> Result<Wish, Refusal> {
     let ports = asked(dataplane)
         .and_then(|ingress| ingress.ports.as_ref())
+        // A Service without a port is none: an empty list asks for nothing, as with Kong.
+        .filter(|ports| !ports.is_empty())
         .map_or(serde_json::Value::Null, |ports| serde_json::json!(ports));
     let template = dataplane.spec.deployment.pod_template_spec.clone().unwrap_or_default();
     let wish = Wish { pod_template: template.0, ports };

@@ -26,9 +26,13 @@ pub(crate) fn intent(image: &str) -> Intent {
     check::read(&dataplane(image), &[], true)
 }
 
-/// The same under a policy with one gate.
-pub(crate) fn governed(image: &str) -> Intent {
+/// A policy with one gate.
+pub(crate) fn policy() -> PromotionPolicy {
     let spec = json!({"selector": {}, "gates": [{"name": "smoke", "pluginRef": {"name": "http-smoke"}}]});
-    let policy = PromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"));
-    check::read(&dataplane(image), &[&policy], true)
+    PromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"))
+}
+
+/// What the DataPlane asks for under it.
+pub(crate) fn governed(image: &str) -> Intent {
+    check::read(&dataplane(image), &[&policy()], true)
 }

@@ -23,8 +23,11 @@ use crate::{
 
 /// Between two questions to a Service that does not answer.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For one question.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// For one question. What is on its way while kube-proxy changes its rules is lost, and the kernel says it again only
+/// after a second: a new question is faster.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// The same once people have been told.
+const REST: Duration = Duration::from_secs(1);
 /// Questions without an answer before people are told: kube-proxy needs a moment to learn of new Pods.
 const QUIET: u32 = 20;
 
@@ -92,12 +95,12 @@ async fn ask(key: ConnectionKey, voice: Voice<Connection>) {
         let why = match tokio::time::timeout(PATIENCE, TcpStream::connect(key.address)).await {
             Ok(Ok(_)) => return voice.say(Connection::Answers),
             Ok(Err(error)) => format!("{}: {error}", key.address),
-            Err(_) => format!("{}: no answer within {} s", key.address, PATIENCE.as_secs()),
+            Err(_) => format!("{}: no answer within {} ms", key.address, PATIENCE.as_millis()),
         };
         unanswered += 1;
         if unanswered == QUIET {
             voice.say(Connection::Silent(why));
         }
-        tokio::time::sleep(if unanswered < QUIET { PAUSE } else { PATIENCE }).await;
+        tokio::time::sleep(if unanswered < QUIET { PAUSE } else { REST }).await;
     }
 }

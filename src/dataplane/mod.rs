@@ -14,6 +14,8 @@ pub mod plan;
 pub mod reconcile;
 mod release;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 pub use apply::certificate::Authority;
 pub use controller::{Setup, run};

@@ -152,7 +152,9 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     if trouble.is_none() {
         converged.map_err(Error::Converge)?;
         let status = status::report(&intent, &observed, &plan, None, now); // pure
-        publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
+        if !plan.founds {
+            publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
+        }
         jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits; what was said is on record by now
         publish::tell(&ctx.client, &ctx.identity, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await;
     } else {

@@ -47,9 +47,9 @@ pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<Dat
 fn owners(ctx: &Context) -> Vec<ObjectRef<DataPlane>> {
     let mut owners = BTreeSet::new();
     let mut note = |namespace: Option<String>, name: Option<String>| owners.extend(namespace.zip(name));
-    terminating(&ctx.caches.services).for_each(|(namespace, name)| note(namespace, name));
-    terminating(&ctx.caches.deployments).for_each(|(namespace, name)| note(namespace, name));
-    terminating(&ctx.caches.secrets).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.services.store()).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.deployments.store()).for_each(|(namespace, name)| note(namespace, name));
+    terminating(ctx.caches.secrets.store()).for_each(|(namespace, name)| note(namespace, name));
     owners.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)).collect()
 }
 
@@ -68,12 +68,11 @@ where
 async fn sweep(ctx: &Context, owner: &ObjectRef<DataPlane>) -> Result<(), kube::Error> {
     let standing = ctx.caches.dataplanes.get(owner).filter(|owner| owner.metadata.deletion_timestamp.is_none());
     let standing = standing.and_then(|owner| owner.uid());
-    release(ctx, owner, standing.as_deref(), &ctx.caches.services).await?;
-    release(ctx, owner, standing.as_deref(), &ctx.caches.deployments).await?;
-    release(ctx, owner, standing.as_deref(), &ctx.caches.secrets).await
+    release(ctx, owner, standing.as_deref(), ctx.caches.services.store()).await?;
+    release(ctx, owner, standing.as_deref(), ctx.caches.deployments.store()).await?;
+    release(ctx, owner, standing.as_deref(), ctx.caches.secrets.store()).await
 }
 
-/// By UID: an owner of the same name that was made anew is another owner.
 async fn release<K>(
     ctx: &Context,
     owner: &ObjectRef<DataPlane>,
@@ -87,17 +86,7 @@ where
         + std::fmt::Debug
         + 'static,
 {
-    let orphaned = store.state_filter(|object: &K| {
-        object.meta().deletion_timestamp.is_some()
-            && object.namespace() == owner.namespace
-            && object.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER)
-            && object.owner_references().iter().any(|reference| {
-                reference.kind == "DataPlane"
-                    && reference.name == owner.name
-                    && Some(reference.uid.as_str()) != standing
-            })
-    });
-    for object in orphaned {
+    for object in store.state_filter(|object: &K| is_orphan(object, owner, standing)) {
         let api = Api::namespaced(ctx.client.clone(), owner.namespace.as_deref().unwrap_or_default());
         match apply::release(&api, object.as_ref()).await {
             // The cache is behind; the change that is on its way brings us here again.
@@ -106,4 +95,15 @@ where
         }
     }
     Ok(())
+}
+
+/// Terminating, held by our finalizer, and its owner is gone. By UID: an owner of the same name that was made anew is
+/// another owner.
+pub(super) fn is_orphan<K: Resource>(object: &K, owner: &ObjectRef<DataPlane>, standing: Option<&str>) -> bool {
+    object.meta().deletion_timestamp.is_some()
+        && object.namespace() == owner.namespace
+        && object.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER)
+        && object.owner_references().iter().any(|reference| {
+            reference.kind == "DataPlane" && reference.name == owner.name && Some(reference.uid.as_str()) != standing
+        })
 }

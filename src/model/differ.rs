@@ -20,33 +20,37 @@ pub fn mark(body: &Value) -> String {
 /// Fields that only `found` has belong to others.
 #[must_use]
 pub fn holds(found: &Value, planned: &Value) -> bool {
-    contains("", found, planned)
+    contains("", "", found, planned)
 }
 
-fn contains(field: &str, found: &Value, planned: &Value) -> bool {
+/// `parent` is the field that holds the object, or the list of objects, in which `field` is.
+fn contains(parent: &str, field: &str, found: &Value, planned: &Value) -> bool {
     match (found, planned) {
         // What a Service or a budget selects is one thing: a key more selects other Pods.
         (Value::Object(found), Value::Object(planned)) if field == "selector" => found == planned,
         (Value::Object(found), Value::Object(planned)) => {
-            planned.iter().all(|(field, planned)| match found.get(field) {
-                Some(found) => contains(field, found, planned),
+            planned.iter().all(|(inner, planned)| match found.get(inner) {
+                Some(found) => contains(field, inner, found, planned),
                 // The API drops what is empty.
                 None => empty(planned),
             })
         }
         (Value::Array(found), Value::Array(planned)) => match keys_of(field) {
-            Some(keys) => planned
-                .iter()
-                .all(|planned| found.iter().any(|found| same(keys, found, planned) && contains("", found, planned))),
+            Some(keys) => planned.iter().all(|planned| {
+                found.iter().any(|found| same(keys, found, planned) && contains("", field, found, planned))
+            }),
             None if field == "ownerReferences" || field == "finalizers" => {
-                planned.iter().all(|planned| found.iter().any(|found| contains("", found, planned)))
+                planned.iter().all(|planned| found.iter().any(|found| contains("", field, found, planned)))
             }
             None => {
                 found.len() == planned.len()
-                    && found.iter().zip(planned).all(|(found, planned)| contains("", found, planned))
+                    && found.iter().zip(planned).all(|(found, planned)| contains("", field, found, planned))
             }
         },
-        (found, planned) => found == planned || (is_quantity(field) && quantity(found) == quantity(planned)),
+        (found, planned) => {
+            let same = || quantity(planned).is_some_and(|amount| quantity(found) == Some(amount));
+            found == planned || (is_quantity(parent, field) && same())
+        }
     }
 }
 
@@ -62,45 +66,58 @@ fn empty(value: &Value) -> bool {
 }
 
 /// Fields that hold quantities. Elsewhere `1` and `1.0` are different texts.
-fn is_quantity(field: &str) -> bool {
-    ["cpu", "memory", "ephemeral-storage", "sizeLimit"].contains(&field) || field.starts_with("hugepages-")
+fn is_quantity(parent: &str, field: &str) -> bool {
+    match parent {
+        "limits" | "requests" | "overhead" => true,
+        "emptyDir" => field == "sizeLimit",
+        "resourceFieldRef" => field == "divisor",
+        "target" => field == "value" || field == "averageValue",
+        "scaleUp" | "scaleDown" => field == "tolerance",
+        _ => false,
+    }
 }
 
-/// A Kubernetes quantity in thousandths: `1000m` and `1` are the same, and the API keeps only one spelling.
+/// A Kubernetes quantity in billionths: `1000m` and `1` are the same, and the API keeps only one spelling.
 fn quantity(value: &Value) -> Option<i128> {
-    const SUFFIXES: [(&str, i128); 13] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("Pi", 1 << 50),
-        ("Ei", 1 << 60),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-        ("P", 1_000_000_000_000_000),
-        ("E", 1_000_000_000_000_000_000),
-        ("", 1),
+    const WHOLE: i128 = 1_000_000_000;
+    const SUFFIXES: [(&str, i128); 16] = [
+        ("Ki", WHOLE << 10),
+        ("Mi", WHOLE << 20),
+        ("Gi", WHOLE << 30),
+        ("Ti", WHOLE << 40),
+        ("Pi", WHOLE << 50),
+        ("Ei", WHOLE << 60),
+        ("n", 1),
+        ("u", 1_000),
+        ("m", 1_000_000),
+        ("k", WHOLE * 1_000),
+        ("M", WHOLE * 1_000_000),
+        ("G", WHOLE * 1_000_000_000),
+        ("T", WHOLE * 1_000_000_000_000),
+        ("P", WHOLE * 1_000_000_000_000_000),
+        ("E", WHOLE * 1_000_000_000_000_000_000),
+        ("", WHOLE),
     ];
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         _ => return None,
     };
-    let (number, thousandths) = match text.strip_suffix('m') {
-        Some(number) => (number, 1),
-        None => {
-            let (suffix, factor) = SUFFIXES.iter().find(|(suffix, _)| text.ends_with(suffix))?;
-            (text.strip_suffix(suffix)?, factor * 1_000)
+    let (number, unit) = match text.split_once(['e', 'E']) {
+        Some((number, exponent)) if !exponent.is_empty() => {
+            (number, WHOLE.checked_mul(10_i128.checked_pow(exponent.parse().ok()?)?)?)
+        }
+        _ => {
+            let (suffix, unit) = SUFFIXES.iter().find(|(suffix, _)| text.ends_with(suffix))?;
+            (text.strip_suffix(suffix)?, *unit)
         }
     };
     match number.split_once('.') {
-        None => number.parse::<i128>().ok()?.checked_mul(thousandths),
+        None => number.parse::<i128>().ok()?.checked_mul(unit),
         Some((whole, fraction)) if fraction.len() <= 9 => {
             let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
-            let digits = whole.parse::<i128>().ok()?.checked_mul(scale)? + fraction.parse::<i128>().ok()?;
-            digits.checked_mul(thousandths)?.checked_div(scale)
+            let digits = format!("{whole}{fraction}").parse::<i128>().ok()?;
+            digits.checked_mul(unit)?.checked_div(scale)
         }
         Some(_) => None,
     }
@@ -138,11 +155,35 @@ mod tests {
 
     #[test]
     fn quantities_are_compared_as_numbers() {
-        for (one, other) in [("1000m", "1"), ("1Ki", "1024"), ("1.5", "1500m"), ("1000Mi", "1000Mi"), ("1k", "1000")] {
+        for (one, other) in [
+            ("1000m", "1"),
+            ("1Ki", "1024"),
+            ("1.5", "1500m"),
+            ("1000Mi", "1000Mi"),
+            ("1k", "1000"),
+            ("1e3", "1k"),
+            (".5", "500m"),
+        ] {
             assert_eq!(quantity(&json!(one)), quantity(&json!(other)), "{one} {other}");
         }
         assert_ne!(quantity(&json!("1M")), quantity(&json!("1Mi")));
+        assert_eq!(quantity(&json!(1024)), quantity(&json!("1Ki")));
         assert_eq!(quantity(&json!("kong:3.9")), None);
+    }
+
+    #[test]
+    fn a_quantity_is_one_by_its_place_and_a_text_elsewhere() {
+        for (one, other, same) in [
+            (json!({"limits": {"example.com/gpu": "1.0"}}), json!({"limits": {"example.com/gpu": "1"}}), true),
+            (json!({"resourceFieldRef": {"divisor": "1000m"}}), json!({"resourceFieldRef": {"divisor": "1"}}), true),
+            (json!({"emptyDir": {"sizeLimit": "0.5Gi"}}), json!({"emptyDir": {"sizeLimit": "512Mi"}}), true),
+            (json!({"target": {"averageValue": "0.5"}}), json!({"target": {"averageValue": "500m"}}), true),
+            (json!({"env": [{"name": "A", "value": "1.0"}]}), json!({"env": [{"name": "A", "value": "1"}]}), false),
+            (json!({"labels": {"cpu": "1.0"}}), json!({"labels": {"cpu": "1"}}), false),
+            (json!({"limits": {"cpu": "many"}}), json!({"limits": {"cpu": "few"}}), false),
+        ] {
+            assert_eq!(holds(&other, &one), same, "{one} {other}");
+        }
     }
 
     #[test]

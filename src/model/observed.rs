@@ -169,8 +169,7 @@ impl Observed {
     /// The Deployment of a side; of several, the one that is not terminating.
     #[must_use]
     pub fn deployment(&self, selector: &Selector) -> Option<&Deployment> {
-        let of_side =
-            self.deployments.iter().filter(|deployment| side_of(deployment.as_ref()).as_ref() == Some(selector));
+        let of_side = self.deployments.iter().filter(|deployment| side_of(deployment).as_ref() == Some(selector));
         of_side.min_by_key(|deployment| is_terminating(deployment.as_ref())).map(Arc::as_ref)
     }
 
@@ -194,7 +193,7 @@ impl Observed {
         let labelled = self.deployments.iter().filter(|deployment| {
             deployment.labels().get(names::DEPLOYMENT_STATE).is_some_and(|label| label == state.as_str())
         });
-        let mut sides: Vec<_> = labelled.filter_map(|deployment| side_of(deployment.as_ref())).collect();
+        let mut sides: Vec<_> = labelled.filter_map(|deployment| side_of(deployment)).collect();
         sides.sort();
         sides.dedup();
         sides
@@ -209,9 +208,11 @@ impl Observed {
     }
 }
 
-/// The selector in the labels of an owned object.
-pub fn side_of<K: kube::Resource>(object: &K) -> Option<Selector> {
-    object.labels().get(names::SELECTOR).map(|text| Selector::from(text.as_str()))
+/// The side that a Deployment is. What it selects can never change; its own label can, by anybody's hand.
+#[must_use]
+pub fn side_of(deployment: &Deployment) -> Option<Selector> {
+    let selects = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.as_ref()?.get(names::SELECTOR));
+    selects.or_else(|| deployment.labels().get(names::SELECTOR)).map(|text| Selector::from(text.as_str()))
 }
 
 /// Somebody has deleted it, and a finalizer holds it.

@@ -118,6 +118,8 @@ pub struct Plan {
     pub arms: bool,
     /// This pass gives live traffic to a new wish: what it decided on is confirmed once more.
     pub confirms: bool,
+    /// With this pass the live side is founded: the next one, a moment later, says so.
+    pub founds: bool,
     /// When to look again if nothing happens.
     pub again: Option<Timestamp>,
 }

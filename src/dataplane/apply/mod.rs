@@ -100,8 +100,11 @@ pub struct Writer<'a> {
 pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
     let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
         planned;
-    if *approval != ApprovalPlan::Keep {
-        writer.remove_approval().await?;
+    match approval {
+        ApprovalPlan::Keep => {}
+        // One given since for something else would stand in the same place: only from what this pass decided on.
+        ApprovalPlan::Void(_) => writer.remove_approval(Some(&writer.intent.owner.resource_version)).await?,
+        ApprovalPlan::Consume => writer.remove_approval(None).await?,
     }
     if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
         writer.promotion_status(name, Some(version), status).await?;
@@ -206,7 +209,10 @@ impl Writer<'_> {
                 self.take_over(found).await?;
                 self.make::<K>(&marked, true).await
             }
-            None => self.make::<K>(&marked, false).await,
+            None => match self.create::<K>(&marked).await? {
+                None => Ok(()),
+                Some(found) => Box::pin(self.settle(object, Some(&found))).await,
+            },
         }
     }
 
@@ -218,13 +224,13 @@ impl Writer<'_> {
             if let Some(count) = object.count {
                 made.body["spec"]["replicas"] = count.into();
             }
-            return self.make::<Deployment>(&made, false).await;
+            return match self.create::<Deployment>(&made).await? {
+                None => Ok(()),
+                // It has a count already, perhaps an autoscaler's.
+                Some(found) => Box::pin(self.settle_deployment(object, Some(&found))).await,
+            };
         };
-        if is_terminating(found) && !holds(found, &marked(object)) {
-            let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
-            let name = names::successor(&self.intent.owner.name, side, found.uid().unwrap_or_default().as_str());
-            let mut successor = Object { name: name.clone(), ..object.clone() };
-            successor.body["metadata"]["name"] = name.into();
+        if let Some(successor) = successor(&self.intent.owner.name, object, found) {
             return Box::pin(self.settle_deployment(&successor, None)).await;
         }
         if object.count.is_some() && !holds(found, &marked(object)) {
@@ -233,7 +239,7 @@ impl Writer<'_> {
         self.settle(object, Some(found)).await
     }
 
-    /// Applies an object. One that is not in the cache has to be made by this: whatever else has its name is not ours.
+    /// Applies an object that is there, or makes it.
     async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -241,15 +247,34 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        if exists {
+        if exists || self.create::<K>(object).await?.is_some() {
             return self.apply::<K>(object).await;
         }
-        // The caches show all that this process wrote: what has the name is somebody else's.
+        Ok(())
+    }
+
+    /// Makes an object that is not in the cache. Whatever else has its name is not ours, unless somebody has taken away
+    /// the label by which the caches know what is: then nothing is made, and that is returned.
+    async fn create<K>(&self, object: &Object) -> Result<Option<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
         let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        self.apply::<K>(&absent).await.map_err(|error| match error.is_conflict() {
-            true => Error::Taken { kind: kind::<K>(), name: object.name.clone() },
-            false => error,
-        })
+        let conflict = match self.apply::<K>(&absent).await {
+            Err(error) if error.is_conflict() => error,
+            made => return made.map(|()| None),
+        };
+        let found = self.api::<K>().get_opt(&object.name).await;
+        match found.map_err(|source| failed::<K>("read", &object.name, source))? {
+            Some(found) if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) => {
+                Ok(Some(found))
+            }
+            Some(_) => Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() }),
+            None => Err(conflict),
+        }
     }
 
     async fn apply<K>(&self, object: &Object) -> Result<(), Error>
@@ -272,13 +297,12 @@ impl Writer<'_> {
     }
 
     /// Takes the promote annotation away. Nothing else of the object is ours.
-    async fn remove_approval(&self) -> Result<(), Error> {
+    async fn remove_approval(&self, only_if: Option<&str>) -> Result<(), Error> {
         let name = &self.intent.owner.name;
-        // Only from the object this pass decided on: an approval given since is another one.
-        let body = json!({ "metadata": {
-            "resourceVersion": self.intent.owner.resource_version,
-            "annotations": { PROMOTE_WHEN_READY: Value::Null },
-        }});
+        let mut body = json!({ "metadata": { "annotations": { PROMOTE_WHEN_READY: Value::Null } } });
+        if let Some(version) = only_if {
+            body["metadata"]["resourceVersion"] = version.into();
+        }
         let written = self.api::<DataPlane>().patch(name, &PatchParams::default(), &Patch::Merge(&body)).await;
         self.remember(
             &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,
@@ -325,8 +349,21 @@ impl Writer<'_> {
     }
 }
 
+/// What takes the place of a terminating Deployment that would have to change.
+pub(super) fn successor(dataplane: &str, object: &Object, found: &Deployment) -> Option<Object> {
+    if !is_terminating(found) || holds(found, &marked(object)) {
+        return None;
+    }
+    let side = &crate::model::observed::side_of(found).unwrap_or_else(|| "".into());
+    let name = names::successor(dataplane, side, found.uid().unwrap_or_default().as_str());
+    let mut successor = Object { name: name.clone(), ..object.clone() };
+    successor.body["metadata"]["name"] = name.into();
+    Some(successor)
+}
+
 /// An object with the mark by which a later pass knows it again.
-fn marked(object: &Object) -> Object {
+#[must_use]
+pub fn marked(object: &Object) -> Object {
     let mut marked = object.clone();
     marked.body["metadata"]["annotations"][names::APPLIED] = differ::mark(&object.body).into();
     marked

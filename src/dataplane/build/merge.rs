@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::model::lists::{keys_of, same};
 
 /// Fields of which an object may have only one: the user's replaces the default's.
-const ONE_OF: [&[&str]; 2] = [&["httpGet", "tcpSocket", "exec", "grpc"], &["rollingUpdate", "recreate"]];
+const ONE_OF: [&[&str]; 2] = [&["httpGet", "tcpSocket", "exec", "grpc", "sleep"], &["rollingUpdate", "recreate"]];
 
 /// Lays `over` upon `base`.
 pub fn merge(base: &mut Value, over: &Value) {
@@ -87,5 +87,8 @@ mod tests {
         let mut base = json!({"readinessProbe": {"httpGet": {"path": "/status"}, "periodSeconds": 10}});
         merge(&mut base, &json!({"readinessProbe": {"exec": {"command": ["true"]}}}));
         assert_eq!(base, json!({"readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 10}}));
+        let mut base = json!({"lifecycle": {"preStop": {"exec": {"command": ["kong", "quit"]}}}});
+        merge(&mut base, &json!({"lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}));
+        assert_eq!(base, json!({"lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}));
     }
 }

@@ -1,5 +1,7 @@
 //! One cache for each kind that a DataPlane depends on, filled from watches.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -8,16 +10,22 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Client, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     runtime::{
         reflector::{ObjectRef, Store, store::WriterDropped},
         watcher,
     },
 };
 
+use serde::de::DeserializeOwned;
+
 use crate::{
     api::{DataPlane, Promotion, PromotionPolicy},
-    cluster::{Scope, cache, writer::Object},
+    cluster::{
+        Scope,
+        cache::{self, Owned},
+        writer::Object,
+    },
     model::names,
 };
 
@@ -28,23 +36,23 @@ pub struct Caches {
     /// Policies.
     pub policies: Store<PromotionPolicy>,
     /// Upgrades.
-    pub promotions: Store<Promotion>,
+    pub promotions: Owned<Promotion>,
     /// Wishes.
-    pub records: Store<ControllerRevision>,
+    pub records: Owned<ControllerRevision>,
     /// Deployments of DataPlanes.
-    pub deployments: Store<Deployment>,
+    pub deployments: Owned<Deployment>,
     /// Services of DataPlanes.
-    pub services: Store<Service>,
+    pub services: Owned<Service>,
     /// Secrets of DataPlanes.
-    pub secrets: Store<Secret>,
+    pub secrets: Owned<Secret>,
     /// HorizontalPodAutoscalers of DataPlanes.
-    pub autoscalers: Store<HorizontalPodAutoscaler>,
+    pub autoscalers: Owned<HorizontalPodAutoscaler>,
     /// PodDisruptionBudgets of DataPlanes.
-    pub budgets: Store<PodDisruptionBudget>,
+    pub budgets: Owned<PodDisruptionBudget>,
     /// Pods of DataPlanes.
-    pub pods: Store<Pod>,
+    pub pods: Owned<Pod>,
     /// EndpointSlices of Services of DataPlanes.
-    pub slices: Store<EndpointSlice>,
+    pub slices: Owned<EndpointSlice>,
 }
 
 /// Whose reconcile a change asks for.
@@ -73,15 +81,15 @@ impl Caches {
                 everything(),
                 each(changed.clone(), |object: &PromotionPolicy| object.namespace().map(Concerns::Namespace)),
             ),
-            promotions: cache::keep(scope.api(client), everything(), each(changed.clone(), owner)),
-            records: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            deployments: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            services: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            secrets: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            autoscalers: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            budgets: cache::keep(scope.api(client), managed.clone(), each(changed.clone(), owner)),
-            pods: cache::keep_trimmed(scope.api(client), ours, trim, each(changed.clone(), app)),
-            slices: cache::keep(scope.api(client), managed, each(changed, app)),
+            promotions: of(scope.api(client), everything(), owner, |_| {}, &changed),
+            records: of(scope.api(client), managed.clone(), owner, packed, &changed),
+            deployments: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
+            services: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
+            secrets: of(scope.api(client), managed.clone(), owner, without_keys, &changed),
+            autoscalers: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
+            budgets: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
+            pods: of(scope.api(client), ours, app, trim, &changed),
+            slices: of(scope.api(client), managed, app, |_| {}, &changed),
         }
     }
 
@@ -105,15 +113,15 @@ impl Caches {
         } = self;
         dataplanes.wait_until_ready().await?;
         policies.wait_until_ready().await?;
-        promotions.wait_until_ready().await?;
-        records.wait_until_ready().await?;
-        deployments.wait_until_ready().await?;
-        services.wait_until_ready().await?;
-        secrets.wait_until_ready().await?;
-        autoscalers.wait_until_ready().await?;
-        budgets.wait_until_ready().await?;
-        pods.wait_until_ready().await?;
-        slices.wait_until_ready().await
+        promotions.store().wait_until_ready().await?;
+        records.store().wait_until_ready().await?;
+        deployments.store().wait_until_ready().await?;
+        services.store().wait_until_ready().await?;
+        secrets.store().wait_until_ready().await?;
+        autoscalers.store().wait_until_ready().await?;
+        budgets.store().wait_until_ready().await?;
+        pods.store().wait_until_ready().await?;
+        slices.store().wait_until_ready().await
     }
 
     /// Version, UID and whether it is terminating of an object as it is cached; what the writer's memory asks for.
@@ -122,15 +130,29 @@ impl Caches {
         let (kind, name) = object;
         match *kind {
             "DataPlane" => version(&self.dataplanes, namespace, name),
-            "Promotion" => version(&self.promotions, namespace, name),
-            "ControllerRevision" => version(&self.records, namespace, name),
-            "Deployment" => version(&self.deployments, namespace, name),
-            "Service" => version(&self.services, namespace, name),
-            "Secret" => version(&self.secrets, namespace, name),
-            "HorizontalPodAutoscaler" => version(&self.autoscalers, namespace, name),
-            "PodDisruptionBudget" => version(&self.budgets, namespace, name),
+            "Promotion" => version(self.promotions.store(), namespace, name),
+            "ControllerRevision" => version(self.records.store(), namespace, name),
+            "Deployment" => version(self.deployments.store(), namespace, name),
+            "Service" => version(self.services.store(), namespace, name),
+            "Secret" => version(self.secrets.store(), namespace, name),
+            "HorizontalPodAutoscaler" => version(self.autoscalers.store(), namespace, name),
+            "PodDisruptionBudget" => version(self.budgets.store(), namespace, name),
             _ => None,
         }
+    }
+}
+
+/// Of a record its text: as a tree of values it takes ten times the memory.
+pub(crate) fn packed(record: &mut ControllerRevision) {
+    if let Some(data) = &mut record.data {
+        data.0 = data.0.to_string().into();
+    }
+}
+
+/// Of a Secret that says when it ends only that its parts are there: nobody here reads a key.
+fn without_keys(secret: &mut Secret) {
+    if secret.annotations().contains_key(names::EXPIRES) {
+        secret.data.iter_mut().flat_map(|data| data.values_mut()).for_each(|part| part.0 = Vec::new());
     }
 }
 
@@ -164,13 +186,29 @@ fn each<K>(
     move |object| concerns(object).into_iter().for_each(&changed)
 }
 
+/// Keeps a kind by DataPlane; a change of it asks for a pass over that DataPlane.
+fn of<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    dataplane: impl Fn(&K) -> Option<String> + Send + Sync + 'static,
+    trim: impl Fn(&mut K) + Send + Sync + 'static,
+    changed: &(impl Fn(Concerns) + Clone + Send + Sync + 'static),
+) -> Owned<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let changed = changed.clone();
+    cache::keep_owned(api, config, dataplane, trim, move |namespace, name| {
+        changed(Concerns::One(ObjectRef::new(name).within(namespace)));
+    })
+}
+
 /// The DataPlane that controls an object.
-fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<Concerns> {
-    let owner = object.owner_references().iter().find(|owner| owner.kind == "DataPlane")?;
-    Some(Concerns::One(ObjectRef::new(&owner.name).within(object.namespace().as_deref()?)))
+pub(crate) fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+    object.owner_references().iter().find(|owner| owner.kind == "DataPlane").map(|owner| owner.name.clone())
 }
 
 /// The DataPlane named in the label of a Pod or an EndpointSlice, whose owners are in between.
-fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<Concerns> {
-    Some(Concerns::One(ObjectRef::new(object.labels().get(names::APP)?).within(object.namespace().as_deref()?)))
+pub(crate) fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+    object.labels().get(names::APP).cloned()
 }

@@ -12,6 +12,7 @@ use kube::{Resource, ResourceExt};
 use self::caches::Caches;
 use crate::{
     api::DataPlane,
+    cluster::cache::Owned,
     model::{
         Observed,
         names::{self, Role, State},
@@ -25,40 +26,56 @@ pub fn look(caches: &Caches, dataplane: &DataPlane) -> Observed {
     let uid = dataplane.uid().unwrap_or_default();
     let namespace = dataplane.namespace().unwrap_or_default();
     let name = dataplane.name_any();
-    let slices = caches.slices.state_filter(|slice| {
-        slice.namespace().as_deref() == Some(&namespace) && slice.labels().get(names::APP) == Some(&name)
-    });
+    let slices = caches.slices.of(&namespace, &name);
     let asked = dataplane.spec.network.as_ref().and_then(|network| network.services.as_ref()?.ingress.as_ref());
     let asked = asked.and_then(|ingress| ingress.name.as_deref());
-    let (services, twins) = places(caches.services.state_filter(|service| owned(service, &uid)), asked, &slices);
-    let mut promotions = caches.promotions.state_filter(|promotion| owned(promotion, &uid));
+    let home = |service: &Service| home(service, &name, &uid, asked);
+    let (services, twins) = places(own(&caches.services, &namespace, &name, &uid), asked, home, &slices);
+    let mut promotions = own(&caches.promotions, &namespace, &name, &uid);
     promotions.sort_by_key(|promotion| (promotion.metadata.creation_timestamp.clone(), promotion.spec.generation));
     Observed {
         status: dataplane.status.clone(),
         services,
         twins,
-        autoscalers: caches.autoscalers.state_filter(|autoscaler| owned(autoscaler, &uid)),
-        budgets: caches.budgets.state_filter(|budget| owned(budget, &uid)),
-        deployments: caches.deployments.state_filter(|deployment| owned(deployment, &uid)),
-        secrets: caches.secrets.state_filter(|secret| owned(secret, &uid)),
-        pods: caches.pods.state_filter(|pod| {
-            pod.namespace().as_deref() == Some(&namespace)
-                && pod.labels().get(names::APP) == Some(&name)
-                && pod.metadata.deletion_timestamp.is_none()
-        }),
+        autoscalers: own(&caches.autoscalers, &namespace, &name, &uid),
+        budgets: own(&caches.budgets, &namespace, &name, &uid),
+        deployments: own(&caches.deployments, &namespace, &name, &uid),
+        secrets: own(&caches.secrets, &namespace, &name, &uid),
+        pods: caches.pods.of(&namespace, &name).into_iter().filter(|pod| !is_terminating(pod.as_ref())).collect(),
         slices,
-        records: caches.records.state_filter(|record| owned(record, &uid)).iter().filter_map(record).collect(),
+        records: own(&caches.records, &namespace, &name, &uid).iter().filter_map(record).collect(),
         promotions,
         ..Observed::default()
     }
 }
 
-/// Ours by owner, never by name.
-fn owned<K: Resource>(object: &K, uid: &str) -> bool {
-    object.owner_references().iter().any(|owner| owner.uid == uid)
+/// Ours by owner: one of the same name may have been another.
+fn own<K>(kept: &Owned<K>, namespace: &str, name: &str, uid: &str) -> Vec<Arc<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let mut found = kept.of(namespace, name);
+    found.retain(|object| object.owner_references().iter().any(|owner| owner.uid == uid));
+    found
 }
 
-fn place(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
+/// The place of a Service: by its name, which nobody can change, or by its labels where Kong's operator has named it.
+fn home(service: &Service, dataplane: &str, uid: &str, asked: Option<&str>) -> Option<(State, Role)> {
+    const ALL: [(State, Role); 4] = [
+        (State::Live, Role::Ingress),
+        (State::Live, Role::Admin),
+        (State::Preview, Role::Ingress),
+        (State::Preview, Role::Admin),
+    ];
+    let name = service.name_any();
+    if asked == Some(&*name) {
+        return Some((State::Live, Role::Ingress));
+    }
+    let made = ALL.into_iter().find(|(state, role)| names::service(dataplane, uid, *role, *state) == name);
+    made.or_else(|| labelled(service.labels()))
+}
+
+fn labelled(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
     let state = match labels.get(names::SERVICE_STATE)?.as_str() {
         "live" => State::Live,
         "preview" => State::Preview,
@@ -72,13 +89,17 @@ fn place(labels: &BTreeMap<String, String>) -> Option<(State, Role)> {
     Some((state, role))
 }
 
+/// The Service in each place.
+type Places = BTreeMap<(State, Role), Arc<Service>>;
+
 /// One Service for each place, and the others. Of several: the one that has the name the user asks for, one that nobody
 /// has deleted, the one with most addresses of a load balancer, with most slices and ready endpoints, the oldest.
 fn places(
     mut found: Vec<Arc<Service>>,
     asked: Option<&str>,
+    home: impl Fn(&Service) -> Option<(State, Role)>,
     slices: &[Arc<EndpointSlice>],
-) -> (BTreeMap<(State, Role), Arc<Service>>, Vec<Arc<Service>>) {
+) -> (Places, Vec<Arc<Service>>) {
     let of = |service: &Service| {
         let name = service.name_any();
         slices.iter().filter(move |slice| slice.labels().get("kubernetes.io/service-name") == Some(&name))
@@ -99,7 +120,7 @@ fn places(
     });
     let (mut services, mut twins) = (BTreeMap::new(), Vec::new());
     for service in found {
-        match place(service.labels()) {
+        match home(&service) {
             Some(place) if !services.contains_key(&place) => {
                 services.insert(place, service);
             }
@@ -112,7 +133,7 @@ fn places(
 }
 
 fn record(revision: &Arc<k8s_openapi::api::apps::v1::ControllerRevision>) -> Option<Record> {
-    let RecordData { wish, template } = serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()?;
+    let RecordData { wish, template } = serde_json::from_str(revision.data.as_ref()?.0.as_str()?).ok()?;
     Some(Record {
         name: Some(revision.name_any()),
         revision: revision.annotations().get(names::REVISION)?.as_str().into(),

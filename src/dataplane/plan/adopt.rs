@@ -128,3 +128,120 @@ pub(super) fn candidate(observed: &Observed, stable: &Selector, owner_uid: &str)
         _ => stable.next(owner_uid),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::dataplane::DataPlaneStatus,
+        dataplane::{fixtures, plan},
+        model::Phase,
+    };
+    use jiff::Timestamp;
+    use std::sync::Arc;
+
+    const OLD: &str = "11111111-0000-4000-8000-000000000000";
+    const NEW: &str = "22222222-0000-4000-8000-000000000000";
+
+    fn deployment(side: &str, state: &str, image: &str) -> Arc<Deployment> {
+        let deployment = json!({
+            "metadata": {"name": side, "labels": {names::APP: "dp", names::SELECTOR: side, names::DEPLOYMENT_STATE: state}},
+            "spec": {
+                "selector": {"matchLabels": {}},
+                "template": {
+                    "metadata": {"labels": {names::APP: "dp", names::SELECTOR: side, "team": "edge"}},
+                    "spec": {"containers": [{"name": "proxy", "image": image, "env": [{"name": "KONG_DATABASE", "value": "off"}]}]},
+                },
+            },
+        });
+        Arc::new(serde_json::from_value(deployment).expect("a Deployment"))
+    }
+
+    /// As Kong's operator left it: what is labelled how, what the live Services select, and what the status says.
+    fn left(deployments: &[(&str, &str, &str)], selects: [&str; 2], reason: &str, rollout: i64) -> Observed {
+        let service = |role: Role, side: &str| {
+            let service = json!({"metadata": {"name": role.as_str()}, "spec": {"selector": {names::SELECTOR: side}}});
+            ((State::Live, role), Arc::new(serde_json::from_value(service).expect("a Service")))
+        };
+        let condition = |type_: &str, reason: &str, generation: i64| {
+            json!({"type": type_, "status": "False", "reason": reason, "message": "", "observedGeneration": generation,
+                "lastTransitionTime": "2026-11-23T09:43:05Z"})
+        };
+        let status = json!({
+            "conditions": [condition("Ready", "Ready", 1)],
+            "rollout": {"conditions": [condition("RolledOut", reason, rollout)]},
+        });
+        Observed {
+            status: Some(serde_json::from_value::<DataPlaneStatus>(status).expect("a status")),
+            services: [service(Role::Ingress, selects[0]), service(Role::Admin, selects[1])].into(),
+            deployments: deployments.iter().map(|(side, state, image)| deployment(side, state, image)).collect(),
+            ..Observed::default()
+        }
+    }
+
+    fn intent(image: &str, generation: i64) -> Intent {
+        let mut intent = fixtures::intent(image);
+        intent.owner.generation = generation;
+        intent
+    }
+
+    /// Phase, live image by record, and which side traffic is planned to be at.
+    fn taken_over(intent: &Intent, observed: Observed) -> (Phase, String, String) {
+        let observed = complete(intent, observed);
+        let plan = plan::decide(intent, &observed, Timestamp::UNIX_EPOCH);
+        let promoted = observed.promoted().expect("a record");
+        assert!(plan.records.iter().any(|record| record.ordinal == 1), "what is taken over is put on record");
+        assert!(plan::retired(&observed, &plan).iter().all(|name| *name != plan.live.selector.as_str()));
+        (plan.phase, promoted.wish.proxy_image().expect("an image").to_owned(), plan.live.selector.as_str().to_owned())
+    }
+
+    #[test]
+    fn every_state_of_kongs_is_gone_on_with() {
+        let pair = [(OLD, "live", "kong:3.9"), (NEW, "preview", "kong:3.10")];
+        let both = [(OLD, "live", "kong:3.9"), (NEW, "live", "kong:3.10")];
+        #[rustfmt::skip]
+        let rows = [
+            ("at rest", intent("kong:3.9", 1), left(&[(OLD, "live", "kong:3.9"), (NEW, "preview", "kong:3.9")], [OLD, OLD], "WaitingForChange", 1), (Phase::Settled, "kong:3.9", OLD)),
+            ("the preview starts", intent("kong:3.10", 2), left(&pair, [OLD, OLD], "Progressing", 2), (Phase::Staging, "kong:3.9", OLD)),
+            ("a person is awaited", intent("kong:3.10", 2), left(&pair, [OLD, OLD], "AwaitingPromotion", 2), (Phase::Staging, "kong:3.9", OLD)),
+            ("edited while nobody was at work", intent("kong:3.10", 2), left(&pair, [OLD, OLD], "WaitingForChange", 1), (Phase::Staging, "kong:3.9", OLD)),
+            ("one Service is switched", intent("kong:3.10", 2), left(&pair, [OLD, NEW], "PromotionInProgress", 2), (Phase::Staging, "kong:3.9", OLD)),
+            ("both are switched", intent("kong:3.10", 2), left(&pair, [NEW, NEW], "PromotionInProgress", 2), (Phase::Staging, "kong:3.9", OLD)),
+            ("G1: both are switched and both Deployments labelled live", intent("kong:3.10", 2), left(&both, [NEW, NEW], "PromotionInProgress", 2), (Phase::Settled, "kong:3.10", NEW)),
+            ("done, the old Deployment not deleted yet", intent("kong:3.10", 2), left(&both, [NEW, NEW], "PromotionDone", 2), (Phase::Settled, "kong:3.10", NEW)),
+        ];
+        for (row, intent, observed, (phase, image, side)) in rows {
+            assert_eq!(taken_over(&intent, observed), (phase, image.to_owned(), side.to_owned()), "{row}");
+        }
+    }
+
+    #[test]
+    fn the_side_that_kong_prepared_is_the_candidate() {
+        let observed =
+            left(&[(OLD, "live", "kong:3.9"), (NEW, "preview", "kong:3.10")], [OLD, OLD], "AwaitingPromotion", 2);
+        assert_eq!(candidate(&observed, &Selector::from(OLD), "uid"), Selector::from(NEW));
+        let alone = left(&[(OLD, "live", "kong:3.9")], [OLD, OLD], "AwaitingPromotion", 2);
+        assert_eq!(candidate(&alone, &Selector::from(OLD), "uid"), Selector::from(OLD).next("uid"));
+    }
+
+    #[test]
+    fn records_that_somebody_deleted_let_no_spec_past_the_gates() {
+        let mut observed = left(&[(OLD, "live", "kong:3.9")], [OLD, OLD], "WaitingForChange", 1);
+        let live = Arc::make_mut(&mut observed.deployments[0]);
+        let was = fixtures::intent("kong:3.9").wanted.expect("a wish").revision();
+        live.annotations_mut().insert(names::REVISION.into(), was.to_string());
+        let governed = fixtures::governed("kong:3.10");
+        let (phase, image, side) = taken_over(&governed, observed.clone());
+        assert_eq!((phase, image.as_str(), side.as_str()), (Phase::Staging, "kong:3.9", OLD));
+        let (phase, ..) = taken_over(&fixtures::governed("kong:3.9"), observed);
+        assert_eq!(phase, Phase::Settled, "the same revision is what lives");
+    }
+
+    #[test]
+    fn a_template_is_kept_as_it_runs_without_what_tells_sides_apart() {
+        let observed = left(&[(OLD, "live", "kong:3.9")], [OLD, OLD], "WaitingForChange", 1);
+        let template = cleaned(&observed, "dp", &observed.deployments[0]).expect("a template");
+        assert_eq!(template["metadata"], json!({"labels": {"team": "edge"}}));
+        assert_eq!(template["spec"]["containers"][0]["env"][0]["name"], "KONG_DATABASE");
+    }
+}

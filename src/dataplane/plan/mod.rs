@@ -46,6 +46,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         confirms: (phase == Phase::Switching && scene.facts.traffic == Moved::Armed)
             || (phase == Phase::InPlace && scene.facts.wanted == Wanted::New),
         again: scene.again(promotion.as_ref()),
+        founds: phase == Phase::Founding && scene.records(phase).iter().any(|record| record.ordinal > 0),
         promotion,
     }
 }
@@ -210,7 +211,12 @@ impl<'a> Scene<'a> {
         match phase {
             Phase::Founding => {
                 let standing = || self.standing_record().map(|record| record.wish.clone());
-                side(&self.stable, intent.wanted.clone().ok().or_else(standing), Some(State::Live), count);
+                let wish = intent.wanted.clone().ok().or_else(standing);
+                side(&self.stable, wish.clone(), Some(State::Live), count);
+                if intent.strategy == Strategy::BlueGreen {
+                    // Empty, and there from the start: nothing of it has to be waited for later.
+                    side(&self.candidate, wish, Some(State::Preview), none);
+                }
             }
             Phase::InPlace => {
                 let wish = intent.wanted.clone().ok().or_else(|| self.live_wish());
@@ -268,8 +274,9 @@ impl<'a> Scene<'a> {
 
     fn preview_traffic(&self, phase: Phase) -> Option<Traffic> {
         let (selector, wish) = match phase {
-            Phase::Founding | Phase::InPlace | Phase::Ungated => return None,
-            Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
+            Phase::InPlace | Phase::Ungated => return None,
+            Phase::Founding if self.intent.strategy == Strategy::InPlace => return None,
+            Phase::Founding | Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
             Phase::Draining => {
                 (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
@@ -384,7 +391,11 @@ impl<'a> Scene<'a> {
 
     /// A phase that waits for machines has waited long enough.
     fn overdue(&self) -> bool {
-        let since = self.upgrade.and_then(|open| open.status.as_ref()?.progressing_since.as_ref());
+        let status = self.upgrade.and_then(|open| open.status.as_ref());
+        let since = match self.commit() {
+            Some(commit) => commit.at.as_ref(),
+            None => status.and_then(|status| status.progressing_since.as_ref()),
+        };
         facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
     }
 
@@ -448,11 +459,7 @@ impl<'a> Scene<'a> {
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
         let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
         // Each wait has its own clock: it stops where no machine is waited for.
-        let waits = match phase {
-            Phase::Staging | Phase::Judging => true,
-            Phase::Switching => self.facts.traffic == Moved::Moving,
-            _ => false,
-        };
+        let waits = matches!(phase, Phase::Staging | Phase::Judging);
         let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
         let voided = self.voided();
         let approval = match (self.intent.approved && !voided, before.approval.clone()) {
@@ -461,7 +468,11 @@ impl<'a> Scene<'a> {
             (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
             (false, _) => None,
         };
-        let (_, message) = self.reason(phase);
+        // What everybody's preview goes through is in its phase; a write that says no more would be one too many.
+        let message = match phase {
+            Phase::Staging => facts::complaint(self.observed, &self.candidate).unwrap_or_default(),
+            _ => self.reason(phase).1,
+        };
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
             gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
@@ -504,11 +515,13 @@ impl<'a> Scene<'a> {
                 approved_by: "annotation".into(),
                 back: false,
             }),
+            // Late before anything was switched: nobody looked, and nobody was late.
+            (Phase::Switching, Some(commit)) if self.arming() && self.overdue() => {
+                Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
+            }
             (Phase::Switching, Some(commit)) => {
-                // Counted from when a pass first saw traffic move: while nobody looked, nobody was late.
-                let late = self.overdue();
-                let moving = self.facts.traffic == Moved::Moving;
-                Some(Commit { back: commit.back || (moving && late), ..commit.clone() })
+                let late = self.facts.traffic == Moved::Moving && self.overdue();
+                Some(Commit { back: commit.back || late, ..commit.clone() })
             }
             (Phase::Draining, commit) => commit.cloned(),
             // Whatever broke before the first Service was switched voids it; the approval stands.
@@ -531,8 +544,9 @@ impl<'a> Scene<'a> {
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
-        let waiting =
-            due(status.and_then(|status| status.progressing_since.as_ref()).map(|at| at.0), rules.progress_deadline);
+        let committed = status.and_then(|status| status.commit.as_ref()?.at.as_ref());
+        let since = committed.or(status.and_then(|status| status.progressing_since.as_ref()));
+        let waiting = due(since.map(|at| at.0), rules.progress_deadline);
         let draining =
             due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
         // An evidence's time that is over waits for the candidate, and the candidate wakes us.
@@ -583,9 +597,10 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
                 available >= asked
             })
     };
-    let surplus = observed.deployments.iter().filter(|deployment| {
-        side_of(deployment.as_ref()).is_none_or(|side| !stays(&side) || replaced(deployment, &side))
-    });
+    let surplus = observed
+        .deployments
+        .iter()
+        .filter(|deployment| side_of(deployment).is_none_or(|side| !stays(&side) || replaced(deployment, &side)));
     surplus.map(|deployment| deployment.name_any()).collect()
 }
 
@@ -598,7 +613,7 @@ mod tests {
         model::names::Role,
     };
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::sync::Arc;
 
     fn now() -> Timestamp {
@@ -639,6 +654,23 @@ mod tests {
         let plan = decide(&fixtures::intent("kong:3.9"), &observed, now());
         assert_eq!((plan.phase, &plan.live.selector), (Phase::Settled, &Selector::founding("uid")));
         assert!(retired(&observed, &plan).is_empty());
+    }
+
+    #[test]
+    fn a_deployment_whose_label_somebody_bent_is_the_side_it_selects() {
+        for label in [json!("bent"), Value::Null] {
+            let (intent, mut observed) = (fixtures::intent("kong:3.9"), settled());
+            let mut live = json!(observed.deployments[0].as_ref());
+            let side = live["metadata"]["labels"][names::SELECTOR].take();
+            live["spec"] = json!({"selector": {"matchLabels": {names::SELECTOR: side}}, "template": {}});
+            live["metadata"]["labels"][names::SELECTOR] = label;
+            live["metadata"]["labels"].as_object_mut().expect("labels").retain(|_, label| !label.is_null());
+            observed.deployments = vec![Arc::new(serde_json::from_value(live).expect("a Deployment"))];
+            // Nobody's traffic depends on it just now, either.
+            observed.services.clear();
+            let plan = decide(&intent, &observed, now());
+            assert!(retired(&observed, &plan).is_empty());
+        }
     }
 
     #[test]

@@ -71,8 +71,11 @@ fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&s
     let before = observed.status.as_ref().and_then(|status| status.rollout.clone()).unwrap_or_default();
     let later_edit = plan.promotion.is_some() && plan.phase != Phase::Settled && !about_wanted(intent, plan);
     let (reason, message) = match trouble {
-        // Traffic that is being moved keeps the spec frozen, whatever stands in its way.
-        Some(trouble) if plan.phase == Phase::Switching && !plan.arms => (plan.reason, trouble.to_owned()),
+        // Traffic that is being moved keeps the spec frozen, whatever stands in its way; so does a commit whose first
+        // Service is refused. Else it would be armed and given up again for as long as that lasts.
+        Some(trouble) if plan.phase == Phase::Switching && (!plan.arms || frozen(&before)) => {
+            (plan.reason, trouble.to_owned())
+        }
         Some(trouble) => (Reason::Failed, trouble.to_owned()),
         None => (plan.reason, plan.message.clone()),
     };
@@ -101,6 +104,11 @@ fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&s
             .then(|| RolloutDeployment { selector: preview.map(|traffic| traffic.selector.as_str().to_owned()) }),
         services: (ingress.is_some() || admin_api.is_some()).then_some(RolloutServices { ingress, admin_api }),
     }
+}
+
+/// The API refuses changes of the spec: its rule looks at this very condition.
+fn frozen(before: &RolloutStatus) -> bool {
+    before.conditions.iter().any(|known| known.reason == Reason::PromotionInProgress.as_str())
 }
 
 fn rollout_service(service: &Service) -> RolloutService {

@@ -83,7 +83,9 @@ fn apply(kubectl: &Kubectl) -> Result<()> {
     // Not `condition=Established`: that is an error where a definition is so new that it has no conditions.
     let established = "--for=jsonpath={.status.conditions[?(@.type=='Established')].status}=True";
     kubectl.run(&["wait", established, "--timeout=60s", &definitions])?;
-    kubectl.run(&["apply", &format!("--filename={}", deploy.join("operator.yaml").display())])?;
+    for file in ["operator.yaml", "admission.yaml"] {
+        kubectl.run(&["apply", &format!("--filename={}", deploy.join(file).display())])?;
+    }
     Ok(())
 }
 

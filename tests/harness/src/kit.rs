@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -47,10 +47,15 @@ pub struct Kit {
 
 /// Runs a test on the cluster, which must be up (`cargo cluster up`).
 pub fn run(test: impl AsyncFnOnce(&Kit) -> Result<()> + Send) -> Result<()> {
-    Cluster::default().inside(|| async {
-        let kit = Kit::create(Cluster::default()).await?;
+    run_on(&Cluster::default(), test)
+}
+
+/// Runs a test, or a measurement, on a cluster that is up.
+pub fn run_on<T: Send>(cluster: &Cluster, test: impl AsyncFnOnce(&Kit) -> Result<T> + Send) -> Result<T> {
+    cluster.inside(|| async {
+        let kit = Kit::create(cluster.clone()).await?;
         let outcome = AssertUnwindSafe(test(&kit)).catch_unwind().await;
-        if !matches!(outcome, Ok(Ok(()))) {
+        if !matches!(outcome, Ok(Ok(_))) {
             kit.dump();
         }
         kit.delete().await?;
@@ -156,6 +161,22 @@ impl Kit {
         LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace)
     }
 
+    /// Deletes every object of a kind in the test's namespace, whatever holds it.
+    pub async fn clear<K>(&self) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        release(self.api::<K>()).await?;
+        self.api::<K>().delete_collection(&DeleteParams::background(), &ListParams::default()).await?;
+        Ok(())
+    }
+
+    /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before.
+    pub async fn unwatched_operator(&self) -> Result<LocalOperator> {
+        let token = operator::token(self.client.clone()).await?;
+        LocalOperator::start(self.dir(), &self.cluster.kubeconfig(&token), &self.namespace)
+    }
+
     /// Prints what there is to know of the namespace and of the test's operator.
     pub fn dump(&self) {
         diagnosis::print(&Kubectl::local(&self.cluster), &self.namespace);
@@ -180,10 +201,9 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     let none = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-    for object in objects.list(&ListParams::default()).await?.items {
-        if !object.finalizers().is_empty() {
-            objects.patch(&object.name_any(), &PatchParams::default(), &none).await?;
-        }
-    }
-    Ok(())
+    let held = objects.list(&ListParams::default()).await?.items.into_iter().filter(|one| !one.finalizers().is_empty());
+    let (objects, none) = (&objects, &none);
+    let release =
+        |object: K| async move { objects.patch(&object.name_any(), &PatchParams::default(), none).await.map(drop) };
+    Ok(stream::iter(held).map(Ok).try_for_each_concurrent(16, release).await?)
 }

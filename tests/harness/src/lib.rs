@@ -1,10 +1,10 @@
 //! What the project is run, shown and tested with, on one machine.
 //!
-//! - [`cluster`]: a real single-node Kubernetes in a network namespace of its own
+//! - [`cluster`]: a real single-node Kubernetes in a network namespace of its own, and one whose Pods are played
 //! - [`images`]: container images made from local files, among them the stand-in gateway
 //! - [`kit`]: what a test on the cluster gets; [`wait`]: waiting without sleeping; [`audit`]: what the apiserver was asked meanwhile
 //! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
-//! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what an upgrade costs
+//! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what it all costs
 //! - [`http`]: asking a gateway as its users do
 //! - [`diagnosis`]: what there is to know of a namespace when something in it went wrong
 //! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step

@@ -23,8 +23,13 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// A real single-node Kubernetes on this machine (needs Linux and root).
-    #[command(subcommand)]
-    Cluster(ClusterCommand),
+    Cluster {
+        /// The cluster whose Pods are played, which `cargo figures scale` measures on.
+        #[arg(long, global = true)]
+        simulated: bool,
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Play the walk: a gateway is upgraded, a gate lets a good release pass and stops a bad one.
     ///
     /// On the cluster of this machine, which is started for it; with --context on any other.
@@ -99,7 +104,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Cluster(command) => run_cluster(command),
+        Command::Cluster { simulated, command } => {
+            run_cluster(&if simulated { Cluster::simulated() } else { Cluster::default() }, command)
+        }
         Command::Demo { keep, context, operator_image, good, bad } => {
             let remote =
                 context.zip(operator_image).map(|(context, operator_image)| Remote { context, operator_image });
@@ -121,15 +128,14 @@ fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn run_cluster(command: ClusterCommand) -> Result<ExitCode> {
-    let cluster = Cluster::default();
+fn run_cluster(cluster: &Cluster, command: ClusterCommand) -> Result<ExitCode> {
     match command {
         ClusterCommand::Up => {
             cluster.up()?;
             println!("The cluster is up: cargo cluster exec -- kubectl get pods --all-namespaces");
         }
         ClusterCommand::Down => cluster.down()?,
-        ClusterCommand::Status => return Ok(print_status(&cluster)),
+        ClusterCommand::Status => return Ok(print_status(cluster)),
         ClusterCommand::Exec { command } => {
             let status = cluster.exec(&command[0], &command[1..])?;
             return Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));

@@ -1,6 +1,6 @@
 //! An operator as a process of this machine, for the tests that kill it; it has the rights of its ServiceAccount.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -23,6 +23,11 @@ pub const NAME: &str = "sluice-operator";
 /// The name of a local operator's log.
 pub const LOG: &str = "operator.log";
 
+/// Who the apiserver takes it for.
+pub fn account() -> String {
+    format!("system:serviceaccount:{NAMESPACE}:{NAME}")
+}
+
 /// A running operator; it is killed when this is dropped.
 pub struct LocalOperator {
     child: Child,
@@ -31,7 +36,8 @@ pub struct LocalOperator {
 }
 
 impl LocalOperator {
-    /// Starts `sluice operator` for one namespace, on a kubeconfig such as the proxy's; files go to `dir`.
+    /// Starts `sluice operator` for one namespace, on a kubeconfig such as the proxy's or the cluster's; files go to
+    /// `dir`.
     pub fn start(dir: &Path, kubeconfig: &str, namespace: &str) -> Result<Self> {
         let config = dir.join("kubeconfig");
         write_private(&config, kubeconfig)?;
@@ -53,6 +59,13 @@ impl LocalOperator {
             .spawn()
             .with_context(|| format!("cannot start {}; `cargo build` makes it", binary.display()))?;
         Ok(Self { child, log })
+    }
+
+    /// Its resident memory in MiB, as the kernel counts it.
+    pub fn memory(&self) -> Result<f64> {
+        let pid = self.child.id().context("the operator has ended")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        resident(&status).context("the kernel does not say how much memory the operator has")
     }
 
     /// What kills it at once, for a trap of the proxy.
@@ -81,6 +94,12 @@ impl LocalOperator {
     }
 }
 
+/// `VmRSS` of a process's status, which is in KiB, in MiB.
+fn resident(status: &str) -> Option<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
+}
+
 /// A token of the operator's ServiceAccount, valid for an hour.
 pub async fn token(client: Client) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
@@ -89,4 +108,15 @@ pub async fn token(client: Client) -> Result<String> {
     let answer = accounts.create_token_request(NAME, &PostParams::default(), &request).await;
     let answer = answer.with_context(|| format!("no token for {NAME} in {NAMESPACE}; is the operator installed?"))?;
     answer.status.and_then(|status| status.token).context("the apiserver gave no token")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_in_mebibytes() {
+        assert_eq!(resident("VmPeak:\t  9000 kB\nVmRSS:\t    2560 kB\nThreads:\t4\n"), Some(2.5));
+        assert_eq!(resident("Threads:\t4\n"), None, "a process that is being reaped has none");
+    }
 }

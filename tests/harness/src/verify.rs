@@ -78,13 +78,10 @@ impl Choice {
 /// Starts what the tests need; a cluster that was down before is down afterwards.
 fn on_cluster(choice: &Choice) -> Result<Count> {
     let cluster = Cluster::default();
-    let was_up = cluster.health().is_ok();
-    cluster.up()?;
-    let count = install::without_operator(&cluster).and_then(|()| run_suite(Suite::Cluster, choice));
-    if !was_up {
-        cluster.down()?;
-    }
-    count
+    cluster.with_it_up(|| {
+        install::without_operator(&cluster)?;
+        run_suite(Suite::Cluster, choice)
+    })
 }
 
 fn run_suite(suite: Suite, choice: &Choice) -> Result<Count> {

@@ -1,5 +1,6 @@
 //! Waiting for objects of the cluster: always for something seen, never for a time, and never without an end.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use futures::StreamExt;
 use kube::runtime::wait::await_condition;
-use kube::runtime::watcher::{Config, Event, watch_object, watcher};
+use kube::runtime::watcher::{self, Event, watch_object};
 use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -39,6 +40,44 @@ where
     }
 }
 
+/// Waits until so many objects are as wanted, and tells each time how many are; `what` completes "N of M did ...".
+pub async fn wait_for_many<K>(
+    api: Api<K>,
+    which: watcher::Config,
+    (count, what): (usize, &str),
+    limit: Duration,
+    wanted: impl Fn(&K) -> bool,
+    mut tell: impl FnMut(usize),
+) -> Result<()>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let mut there = HashSet::new();
+    let all = async {
+        let mut events = std::pin::pin!(watcher::watcher(api, which).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object)) if wanted(&object) => {
+                    there.insert(object.name_any());
+                }
+                Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                    there.remove(&object.name_any());
+                }
+                // A watch that breaks is taken up again by itself.
+                Ok(Event::Init | Event::InitDone) | Err(_) => {}
+            }
+            tell(there.len());
+            if there.len() >= count {
+                return;
+            }
+        }
+    };
+    match tokio::time::timeout(limit, all).await {
+        Ok(()) => Ok(()),
+        Err(_) => bail!("{} of {count} did {what} within {} s", there.len(), limit.as_secs()),
+    }
+}
+
 /// Waits until all objects with these labels, sorted by name, are as wanted; `what` completes "LABELS did not ...".
 pub async fn wait_all<K>(
     api: Api<K>,
@@ -56,7 +95,7 @@ where
         objects.sort_by_key(|object| object.name_any());
         objects
     };
-    let changes = watcher(api, Config::default().labels(labels)).default_backoff().reflect(writer);
+    let changes = watcher::watcher(api, watcher::Config::default().labels(labels)).default_backoff().reflect(writer);
     let mut found = std::pin::pin!(changes.filter_map(|change| {
         // Between `Init` and `InitDone` not all of them are known. A watch that breaks is taken up again by itself.
         let whole = matches!(change, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)));

@@ -2,10 +2,14 @@
 
 mod adoption;
 mod crash;
+mod crd;
 mod gates;
 mod input;
 mod kong;
+mod managers;
 mod policy;
+mod property;
+mod specs;
 mod walk;
 
 use std::{fmt::Debug, io::Write as _, path::Path, sync::Arc};
@@ -24,8 +28,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    Resource, ResourceExt,
-    api::{ListParams, ObjectMeta, Patch, PatchParams},
+    Api, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -381,6 +385,24 @@ async fn event(kit: &Kit, reason: &str) -> Result<String> {
 fn manifest(image: &str) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/bluegreen.yaml"));
     text.unwrap_or_default().replace("kong:3.9", image)
+}
+
+/// A DataPlane with this spec.
+fn manifest_of(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "gateway-operator.konghq.com/v1beta1", "kind": "DataPlane", "metadata": { "name": name },
+        "spec": spec,
+    })
+}
+
+/// DataPlanes as they are on the wire: our own type would drop what it does not know, and fill in what is missing.
+fn wire(kit: &Kit) -> Api<DynamicObject> {
+    Api::namespaced_with(kit.client.clone(), &kit.namespace, &ApiResource::erase::<DataPlane>(&()))
+}
+
+/// The container of a gateway, as short as it can be.
+fn proxy(image: &str) -> Value {
+    json!({ "name": "proxy", "image": image })
 }
 
 /// The gate of the walk, as bytes.

@@ -1,7 +1,9 @@
 //! The walk of the document: staged, judged, approved, promoted.
 
 use anyhow::Result;
-use sluice::api::DataPlane;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt, api::ListParams};
+use sluice::{api::DataPlane, model::names};
 use sluice_harness::{kit, wait::PATIENCE};
 
 use super::{World, generation, reason_of};
@@ -26,6 +28,12 @@ fn an_upgrade_is_staged_judged_approved_and_promoted() -> Result<()> {
         assert_eq!(record.summary.as_deref(), Some("1/1"));
         assert_eq!(record.gates[0].reason.as_deref(), Some("AllChecksPassed"));
         assert!(record.commit.is_some() && record.approval.is_some() && record.pods.len() == 1);
+        // G3: what was judged is what runs, and nothing touches it again.
+        let live = world.dataplane().await?.status.and_then(|status| status.selector).unwrap_or_default();
+        let pods = ListParams::default().labels(&format!("{}={live}", names::SELECTOR));
+        let pods = kit.api::<Pod>().list(&pods).await?.items;
+        let running: Vec<_> = pods.iter().filter_map(ResourceExt::uid).collect();
+        assert_eq!(running, [record.pods[0].uid.clone()]);
         let expected = [
             "Progressing",
             "RunningGates",

@@ -1,8 +1,8 @@
-//! Builds the one binary that holds every part of Kubernetes, when it is absent or its sources changed.
+//! Builds the programs that a cluster is made of from Go modules of this repository, when they are absent or changed.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -15,38 +15,71 @@ use crate::{command, workspace};
 /// The sources, relative to the Go module.
 const SOURCES: [&str; 3] = ["main.go", "go.mod", "go.sum"];
 
-/// Builds the binary into `bin` if need be, and returns its path.
-pub fn ensure(bin: &Path) -> Result<PathBuf> {
-    let module = workspace::root().join("tests/cluster");
-    let binary = bin.join("cluster");
-    let stamp = bin.join("cluster.sources");
+/// A program, and the Go module that it is built from.
+pub struct Program {
+    /// The file's name.
+    name: &'static str,
+    /// Its module, relative to the workspace.
+    module: &'static str,
+    /// What a person waits for.
+    step: &'static str,
+    /// The dependency whose version is the program's own, and the variable that has to be told.
+    version: (&'static str, &'static str),
+    /// Other names the program goes by.
+    aliases: &'static [&'static str],
+}
+
+/// Every part of Kubernetes; called by its other name it is kubectl.
+pub const KUBERNETES: Program = Program {
+    name: "cluster",
+    module: "tests/cluster",
+    step: "Kubernetes, built from source (5 to 10 minutes, once)",
+    version: ("k8s.io/kubernetes", "k8s.io/component-base/version.gitVersion"),
+    aliases: &["kubectl"],
+};
+
+/// What plays the kubelet of a node that is not there.
+pub const KWOK: Program = Program {
+    name: "kwok",
+    module: "tests/cluster/kwok",
+    step: "kwok, built from source (1 to 2 minutes, once)",
+    version: ("sigs.k8s.io/kwok", "sigs.k8s.io/kwok/pkg/consts.Version"),
+    aliases: &[],
+};
+
+/// Builds a program into `bin` if need be.
+pub fn ensure(program: &Program, bin: &Path) -> Result<()> {
+    let module = workspace::root().join(program.module);
+    let binary = bin.join(program.name);
+    let stamp = binary.with_extension("sources");
     let sources = digest(&module)?;
     if binary.exists() && fs::read_to_string(&stamp).is_ok_and(|built| built == sources) {
-        return Ok(binary);
+        return Ok(());
     }
     prerequisites::ensure_go()?;
     fs::create_dir_all(bin)?;
 
-    let step = Step::begin("Kubernetes, built from source (5 to 10 minutes, once)");
-    let built = build(&module, &binary, &step);
+    let step = Step::begin(program.step);
+    let built = build(program, &module, &binary, &step);
     step.end(built.is_ok());
     built?;
 
-    // Called by this name, the binary is kubectl.
-    let kubectl = bin.join("kubectl");
-    let _ = fs::remove_file(&kubectl);
-    std::os::unix::fs::symlink("cluster", kubectl)?;
-    fs::write(stamp, sources)?;
-    Ok(binary)
+    for alias in program.aliases {
+        let alias = bin.join(alias);
+        let _ = fs::remove_file(&alias);
+        std::os::unix::fs::symlink(program.name, alias)?;
+    }
+    Ok(fs::write(stamp, sources)?)
 }
 
-fn build(module: &Path, binary: &Path, step: &Step) -> Result<()> {
-    let version = kubernetes_version(module)?;
+fn build(program: &Program, module: &Path, binary: &Path, step: &Step) -> Result<()> {
+    let (dependency, variable) = program.version;
+    let version = version(module, dependency)?;
     let mut go = Command::new("go");
     go.current_dir(module);
     go.args(["build", "-v", "-trimpath", "-ldflags"]);
     // Without the version, every part calls itself v0.0.0-master.
-    go.arg(format!("-s -w -X k8s.io/component-base/version.gitVersion={version}"));
+    go.arg(format!("-s -w -X {variable}={version}"));
     go.arg("-o").arg(binary).arg(".");
 
     let mut child = go.stderr(Stdio::piped()).spawn().context("cannot start go")?;
@@ -65,10 +98,11 @@ fn build(module: &Path, binary: &Path, step: &Step) -> Result<()> {
     Ok(())
 }
 
-fn kubernetes_version(module: &Path) -> Result<String> {
-    let go_mod = fs::read_to_string(module.join("go.mod"))?;
-    let required = go_mod.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "));
-    required.map(str::to_owned).context("tests/cluster/go.mod does not require k8s.io/kubernetes")
+fn version(module: &Path, dependency: &str) -> Result<String> {
+    let path = module.join("go.mod");
+    let go_mod = fs::read_to_string(&path)?;
+    let mut required = go_mod.lines().filter_map(|line| line.trim().strip_prefix(dependency)?.strip_prefix(' '));
+    required.next().map(str::to_owned).with_context(|| format!("{} does not require {dependency}", path.display()))
 }
 
 fn digest(module: &Path) -> Result<String> {

@@ -22,6 +22,7 @@ const CLIENTS: [(&str, &str, &str); 5] = [
 ];
 
 /// Where the certificates lie.
+#[derive(Clone)]
 pub struct Certificates {
     dir: PathBuf,
 }

@@ -1,8 +1,9 @@
-//! A real single-node Kubernetes on this machine, in a network namespace of its own.
+//! A real single-node Kubernetes on this machine, in a network namespace of its own; and one whose node is played, for
+//! more Pods than a machine runs.
 //!
-//! Everything it has lies in one folder, `target/cluster`, and every process is known by a pid file there.
-//! Nothing in it is worth keeping: a cluster that is not wholly well is taken down and started anew, which
-//! takes seconds. `parts` says what runs, `network` where, `remains` what it leaves outside its folder.
+//! Everything a cluster has lies in one folder, `target/cluster` or `target/simulated`, and every process is known by a
+//! pid file there. Nothing in it is worth keeping: a cluster that is not wholly well is taken down and started anew,
+//! which takes seconds. `parts` says what runs, `network` where, `remains` what it leaves outside its folder.
 
 mod binary;
 mod certificates;
@@ -21,10 +22,12 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1;
+use kube::api::{ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Config};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
@@ -51,13 +54,24 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 /// What a healthy cluster needs to say so.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
 
-/// The cluster of this workspace.
+/// A cluster of this workspace.
+#[derive(Clone)]
 pub struct Cluster {
     /// Unlike that of any other clone's cluster on this machine.
     id: String,
+    node: Node,
     dir: PathBuf,
     network: Network,
     certificates: Certificates,
+}
+
+/// Who runs the Pods of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Node {
+    /// A kubelet: Pods are containers of this machine.
+    Real,
+    /// kwok: Pods turn ready, and go, by a write to the API.
+    Played,
 }
 
 /// A part of the cluster and the process that it is, if it runs.
@@ -71,34 +85,63 @@ pub struct PartStatus {
 }
 
 impl Default for Cluster {
+    /// The one with a node.
     fn default() -> Self {
-        let dir = workspace::target().join("cluster");
+        Self::new("cluster", Node::Real)
+    }
+}
+
+impl Cluster {
+    /// The one whose node is played by kwok: thousands of Pods, none of which runs or answers anything, and no
+    /// addresses for Services of type LoadBalancer.
+    pub fn simulated() -> Self {
+        Self::new("simulated", Node::Played)
+    }
+
+    fn new(folder: &str, node: Node) -> Self {
+        let dir = workspace::target().join(folder);
         let hash = binary::hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes()));
         Self {
             id: format!("sluice-{}", &hash[..6]),
+            node,
             network: Network::new(dir.join("network")),
             certificates: Certificates::new(dir.join("certificates")),
             dir,
         }
     }
-}
 
-impl Cluster {
+    /// Does a piece of work that needs the cluster; one that was down before is down afterwards.
+    pub fn with_it_up<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let was_up = self.health().is_ok();
+        self.up()?;
+        let done = work();
+        if !was_up {
+            self.down()?;
+        }
+        done
+    }
+
     /// Starts the cluster, unless it is up and well.
     pub fn up(&self) -> Result<()> {
         prerequisites::ensure()?;
         self.check_folder()?;
-        binary::ensure(&self.dir.join("bin"))?;
+        binary::ensure(&binary::KUBERNETES, &bin())?;
+        if self.node == Node::Played {
+            binary::ensure(&binary::KWOK, &bin())?;
+        }
         if self.health().is_ok() {
             return Ok(());
         }
         if self.dir.join("pids").exists() || self.network.exists() {
             step("remains of an earlier cluster, taken away", || self.clear())?;
         }
-        let pause = step("pause image", images::pause)?;
         step("certificates and network", || self.prepare())?;
         step("etcd", || self.start_and_wait("etcd", 2379))?;
         step("kube-apiserver", || self.start_apiserver())?;
+        if self.node == Node::Played {
+            return step("node ready", || self.start_played_node());
+        }
+        let pause = step("pause image", images::pause)?;
         step("containerd", || self.start_containerd(&pause))?;
         step("node ready", || self.start_node())?;
         step("stand-in gateway images", || self.import_gateways())
@@ -115,7 +158,7 @@ impl Cluster {
             let process = self.process(name);
             PartStatus { name, pid: process.pid(), log: process.log }
         };
-        parts::NAMES.into_iter().map(status).collect()
+        parts::names(self.node).iter().copied().map(status).collect()
     }
 
     /// An error unless every part runs, the apiserver is ready, and so is the node.
@@ -149,7 +192,7 @@ impl Cluster {
         let path = std::env::var("PATH").unwrap_or_default();
         vec![
             ("KUBECONFIG", self.certificates.file("admin.kubeconfig")),
-            ("PATH", format!("{}:{path}", self.file("bin"))),
+            ("PATH", format!("{}:{path}", bin().display())),
         ]
     }
 
@@ -175,6 +218,11 @@ impl Cluster {
             Kubeconfig::read_from(&file).with_context(|| format!("cannot read {file}; is the cluster up?"))?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(Client::try_from(config)?)
+    }
+
+    /// A kubeconfig for whoever has the given token; it works inside.
+    pub fn kubeconfig(&self, token: &str) -> String {
+        kubeconfig(API_SERVER, json!({ "certificate-authority": self.authority() }), &json!({ "token": token }))
     }
 
     /// The certificate of the cluster's authority.
@@ -227,6 +275,22 @@ impl Cluster {
         self.wait("kubelet", || async { node_ready(self.client().await?).await })
     }
 
+    fn start_played_node(&self) -> Result<()> {
+        for part in ["kube-controller-manager", "kube-scheduler", "kwok"] {
+            self.start(part)?;
+        }
+        self.inside(|| async {
+            // Its room and its readiness are kwok's to say.
+            let node = v1::Node {
+                metadata: ObjectMeta { name: Some(NODE_NAME.into()), ..Default::default() },
+                ..Default::default()
+            };
+            Api::all(self.client().await?).create(&PostParams::default(), &node).await?;
+            Ok(())
+        })?;
+        self.wait("kwok", || async { node_ready(self.client().await?).await })
+    }
+
     fn import_gateways(&self) -> Result<()> {
         images::GATEWAY_TAGS.into_iter().try_for_each(|tag| self.import(&images::gateway(tag)?))
     }
@@ -268,7 +332,7 @@ impl Cluster {
 
     fn clear(&self) -> Result<()> {
         let bundles = self.dir.join("containerd/state/io.containerd.runtime.v2.task/k8s.io");
-        for part in parts::NAMES.iter().rev() {
+        for part in parts::names(self.node).iter().rev() {
             self.process(part).kill()?;
         }
         remains::kill_shims(&self.containerd_socket())?;
@@ -311,11 +375,16 @@ impl Cluster {
     }
 }
 
+/// Where the programs are that clusters of every kind are made of.
+fn bin() -> PathBuf {
+    workspace::target().join("cluster/bin")
+}
+
 /// What `down` leaves, because it takes minutes or a network to make again.
 const KEPT: [&str; 3] = ["bin", "packages", "images"];
 
 async fn node_ready(client: Client) -> Result<()> {
-    let ready = |node: Option<&Node>| {
+    let ready = |node: Option<&v1::Node>| {
         let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
         conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
     };

@@ -12,6 +12,7 @@ use super::{NODE_ADDRESS, remains};
 use crate::command::run;
 
 /// A network namespace that is kept by a file.
+#[derive(Clone)]
 pub struct Network {
     file: PathBuf,
 }

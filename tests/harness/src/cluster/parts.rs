@@ -1,4 +1,4 @@
-//! The parts of the cluster: what each is started with.
+//! The parts of a cluster: what each is started with.
 
 use std::fs;
 use std::process::Command;
@@ -6,20 +6,28 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{API_PORT, Cluster, NODE_ADDRESS, NODE_NAME, SERVICE_NETWORK};
-use crate::images;
+use super::{API_PORT, Cluster, NODE_ADDRESS, NODE_NAME, Node, SERVICE_NETWORK, bin};
+use crate::{command, images, operator};
 
-/// Every part, in the order of starting.
-pub const NAMES: [&str; 8] = [
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "containerd",
-    "kubelet",
-    "kube-proxy",
-    "load-balancer",
-];
+/// Every part of a cluster with such a node, in the order of starting.
+pub const fn names(node: Node) -> &'static [&'static str] {
+    match node {
+        Node::Real => &[
+            "etcd",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "containerd",
+            "kubelet",
+            "kube-proxy",
+            "load-balancer",
+        ],
+        Node::Played => &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"],
+    }
+}
+
+/// How fast the controllers may ask. The defaults (20 and 30, 50 and 100) would be what the figures measure.
+const FAST: [&str; 2] = ["--kube-api-qps=1000", "--kube-api-burst=2000"];
 
 impl Cluster {
     /// The command that is the given part.
@@ -28,15 +36,14 @@ impl Cluster {
             "etcd" => vec![format!("--data-dir={}", self.file("etcd"))],
             "kube-apiserver" => self.apiserver()?,
             "kube-controller-manager" => self.controller_manager(),
-            "kube-scheduler" => {
-                vec![self.kubeconfig_flag(name), "--leader-elect=false".into(), "--secure-port=0".into()]
-            }
+            "kube-scheduler" => self.scheduler(),
             "kubelet" => self.kubelet()?,
             "kube-proxy" => self.proxy(),
             "containerd" => return self.containerd(),
+            "kwok" => return self.kwok(),
             _ => return self.load_balancer(),
         };
-        let mut command = self.network.command(self.dir.join("bin/cluster"));
+        let mut command = self.network.command(bin().join("cluster"));
         command.arg(name).args(arguments);
         Ok(command)
     }
@@ -47,12 +54,22 @@ impl Cluster {
 
     fn apiserver(&self) -> Result<Vec<String>> {
         let policy = self.dir.join("audit-policy.json");
-        // One line per finished request: what the tests count writes with.
+        // One line per finished request: what the tests count writes with. And what the operator sent where it may name
+        // the version it decided on: only that tells a conflict it asked for from one it did not expect.
+        let operator = operator::account();
+        let conditional = json!([
+            { "group": "", "resources": ["services"] },
+            { "group": "gateway-operator.konghq.com", "resources": ["dataplanes/status"] },
+            { "group": "sluice.dev", "resources": ["promotions/status"] },
+        ]);
         let rules = json!({
             "apiVersion": "audit.k8s.io/v1",
             "kind": "Policy",
             "omitStages": ["RequestReceived"],
-            "rules": [{ "level": "Metadata" }],
+            "rules": [
+                { "level": "Request", "users": [operator], "verbs": ["patch"], "resources": conditional },
+                { "level": "Metadata" },
+            ],
         });
         fs::write(&policy, rules.to_string())?;
         let certificate = |name: &str| self.certificates.file(name);
@@ -78,10 +95,13 @@ impl Cluster {
             "--kubelet-preferred-address-types=InternalIP".into(),
             format!("--audit-policy-file={}", policy.display()),
             format!("--audit-log-path={}", self.audit_log().display()),
+            // Megabytes. One that begins anew half-way cannot be counted in.
+            "--audit-log-maxsize=10000".into(),
         ])
     }
 
     fn controller_manager(&self) -> Vec<String> {
+        let [qps, burst] = FAST.map(str::to_owned);
         vec![
             self.kubeconfig_flag("kube-controller-manager"),
             "--leader-elect=false".into(),
@@ -89,10 +109,31 @@ impl Cluster {
             "--use-service-account-credentials".into(),
             format!("--root-ca-file={}", self.certificates.file("ca.crt")),
             format!("--service-account-private-key-file={}", self.certificates.file("service-accounts.key")),
-            // The defaults (20 and 30) would be what the figures measure.
-            "--kube-api-qps=300".into(),
-            "--kube-api-burst=600".into(),
+            qps,
+            burst,
         ]
+    }
+
+    fn scheduler(&self) -> Vec<String> {
+        let [qps, burst] = FAST.map(str::to_owned);
+        vec![
+            self.kubeconfig_flag("kube-scheduler"),
+            "--leader-elect=false".into(),
+            "--secure-port=0".into(),
+            qps,
+            burst,
+        ]
+    }
+
+    fn kwok(&self) -> Result<Command> {
+        let kwok = bin().join("kwok");
+        let stages = self.dir.join("stages.yaml");
+        fs::write(&stages, command::run(Command::new(&kwok).arg("stages"))?)?;
+        let mut command = self.network.command(kwok);
+        command.arg(self.kubeconfig_flag("admin")).arg("--config").arg(stages);
+        command.args(["--manage-all-nodes", "--node-lease-duration-seconds=40"]);
+        command.args(["--node-ip", NODE_ADDRESS, "--cidr=10.244.0.0/16"]);
+        Ok(command)
     }
 
     fn kubelet(&self) -> Result<Vec<String>> {

@@ -1,0 +1,19 @@
+//! The behaviour of a DataPlane as its users see it, by the labels of Kong's specification: what is Kong's, and what is
+//! different and why.
+//!
+//! | labels | tests |
+//! |---|---|
+//! | `U-1` to `U-3`: Kong's own unit tests of blue/green; and the tables of their neighbours | [`kong_units`], `u_...` |
+//! | 3.3: transitions of `RolledOut` | [`transitions`], `t_...`, a row each |
+//! | 3.8: special situations | [`situations`], `s_...`, a row each |
+//! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
+//!
+//! [`world`] plays the cluster around the pure corridor. Tables of one stage are in that stage: versions of images and
+//! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
+//! in [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
+
+mod defects;
+mod kong_units;
+mod situations;
+mod transitions;
+mod world;

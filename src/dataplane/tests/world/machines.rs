@@ -1,0 +1,123 @@
+//! What machines do: Deployments roll, Pods turn ready, Services get addresses and endpoints.
+
+use serde_json::{Value, json};
+
+use super::World;
+use crate::model::names;
+
+impl World {
+    /// True if anything changed.
+    pub(in crate::dataplane::tests) fn machines(&mut self) -> bool {
+        let before = self.objects.clone();
+        let deployments = if self.awake { self.names("Deployment") } else { Vec::new() };
+        deployments.iter().for_each(|name| self.roll(name));
+        for name in self.names("Service") {
+            self.address(&name);
+            self.endpoints(&name);
+        }
+        for name in self.names("EndpointSlice") {
+            if self.raw("Service", &name).is_none() {
+                self.objects.remove(&("EndpointSlice".to_owned(), name));
+            }
+        }
+        self.objects != before
+    }
+
+    /// A Deployment: missing Pods start, started ones turn ready, and when all are, replaced ones go.
+    fn roll(&mut self, name: &str) {
+        let deployment = self.raw("Deployment", name).expect("a Deployment").clone();
+        let spec = &deployment["spec"];
+        let template = &spec["template"];
+        let hash = names::hash(&[&template.to_string()], 6);
+        let image = template["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
+        let count = spec["replicas"].as_i64().unwrap_or_default();
+        let wanted: Vec<_> = (0..count).map(|place| format!("{name}-{hash}-{place}")).collect();
+        for pod in &wanted {
+            let ready = self.raw("Pod", pod).map(|_| !self.broken.contains(image.as_str()));
+            self.start(name, pod, template, ready.unwrap_or_default());
+        }
+        let ready = |world: &Self, pod: &String| world.raw("Pod", pod).is_some_and(is_ready);
+        let done = wanted.iter().all(|pod| ready(self, pod));
+        let of = |world: &Self| -> Vec<String> {
+            let pods = world.names("Pod").into_iter();
+            pods.filter(|pod| world.raw("Pod", pod).is_some_and(|pod| pod["metadata"]["generateName"] == name))
+                .collect()
+        };
+        for pod in of(self).into_iter().filter(|pod| done && !wanted.contains(pod)) {
+            self.objects.remove(&("Pod".to_owned(), pod));
+        }
+        let pods = of(self);
+        let available = pods.iter().filter(|pod| ready(self, pod)).count();
+        let status = json!({
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": pods.len(), "updatedReplicas": wanted.len(),
+            "readyReplicas": available, "availableReplicas": available,
+        });
+        self.objects.get_mut(&("Deployment".to_owned(), name.to_owned())).expect("a Deployment")["status"] = status;
+    }
+
+    fn start(&mut self, deployment: &str, name: &str, template: &Value, ready: bool) {
+        let status = json!({
+            "podIP": "10.1.0.1",
+            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+        });
+        let key = ("Pod".to_owned(), name.to_owned());
+        match self.objects.get_mut(&key) {
+            Some(pod) => pod["status"] = status,
+            None => {
+                let mut pod = template.clone();
+                pod["metadata"]["name"] = name.into();
+                pod["metadata"]["generateName"] = deployment.into();
+                pod["status"] = status;
+                self.store(key, pod);
+            }
+        }
+    }
+
+    /// An address of the cluster, and one from outside where the type is LoadBalancer.
+    fn address(&mut self, name: &str) {
+        let key = ("Service".to_owned(), name.to_owned());
+        let service = self.objects.get_mut(&key).expect("a Service");
+        if service["spec"]["clusterIP"].is_null() {
+            self.addresses += 1;
+            service["spec"]["clusterIP"] = format!("10.0.0.{}", self.addresses).into();
+        }
+        let ip = service["spec"]["clusterIP"].clone();
+        service["spec"]["clusterIPs"] = json!([ip]);
+        let outside =
+            format!("6.7.8.{}", 8 + ip.as_str().and_then(|ip| ip.rsplit('.').next()?.parse().ok()).unwrap_or(0));
+        if service["spec"]["type"] != "LoadBalancer" {
+            service["status"] = json!({});
+        } else if service["status"]["loadBalancer"].is_null() && self.balancer {
+            service["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": outside }] } });
+        }
+    }
+
+    fn endpoints(&mut self, name: &str) {
+        let service = self.raw("Service", name).expect("a Service").clone();
+        let selects = |pod: &Value| {
+            let labels = &pod["metadata"]["labels"];
+            service["spec"]["selector"].as_object().is_some_and(|wanted| wanted.iter().all(|(k, v)| labels[k] == *v))
+        };
+        let endpoint = |pod: &Value| {
+            json!({
+                "addresses": [pod["status"]["podIP"]],
+                "conditions": { "ready": is_ready(pod) || service["spec"]["publishNotReadyAddresses"] == true },
+                "targetRef": { "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"] },
+            })
+        };
+        let pods = self.objects.iter().filter(|((kind, _), pod)| kind == "Pod" && selects(pod));
+        let endpoints: Vec<_> = pods.map(|(_, pod)| endpoint(pod)).collect();
+        let mut labels = service["metadata"]["labels"].clone();
+        labels["kubernetes.io/service-name"] = name.into();
+        let slice = json!({
+            "metadata": { "name": name, "namespace": "ns", "labels": labels },
+            "addressType": "IPv4", "endpoints": endpoints,
+        });
+        self.objects.insert(("EndpointSlice".to_owned(), name.to_owned()), slice);
+    }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    pod["status"]["conditions"][0]["status"] == "True"
+}

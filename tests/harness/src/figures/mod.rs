@@ -1,0 +1,64 @@
+//! `cargo figures`: what the operator costs and how long it takes, measured against targets.
+//!
+//! Each figure prints a table and writes `target/reports/NAME.json`. A [`Row`] is `{name, value, unit, target, ok}`;
+//! requests are counted in the apiserver's audit log ([`tally`]), moments are those at which a watch of this process
+//! saw something ([`seen`]), and seconds are compared only with a floor measured in the same run.
+
+mod gateways;
+mod row;
+mod scale;
+mod seen;
+mod tally;
+mod upgrade;
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::json;
+
+use crate::workspace;
+pub use row::Row;
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Figure {
+    /// What one upgrade costs and how fast it is, on real Pods; and what rest costs (about 15 minutes).
+    Upgrade,
+    /// 300 DataPlanes created, then all upgraded at once, on Pods that are played by kwok (about 5 minutes).
+    Scale,
+}
+
+impl Figure {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Upgrade => "upgrade",
+            Self::Scale => "scale",
+        }
+    }
+
+    fn measure(self) -> Result<Vec<Row>> {
+        match self {
+            Self::Upgrade => upgrade::measure(),
+            Self::Scale => scale::measure(),
+        }
+    }
+}
+
+/// Measures the chosen figures, all if none is chosen; an error if one misses its target.
+pub fn run(chosen: &[Figure]) -> Result<()> {
+    let mut missed = Vec::new();
+    for figure in Figure::value_variants().iter().filter(|figure| chosen.is_empty() || chosen.contains(figure)) {
+        let rows = figure.measure()?;
+        println!("{}", row::heading(figure.name()));
+        for row in &rows {
+            println!("{}", row.line());
+        }
+        missed.extend(rows.iter().filter(|row| !row.ok).map(|row| row.name));
+        fs::create_dir_all(workspace::reports())?;
+        let path = workspace::reports().join(figure.name()).with_extension("json");
+        fs::write(&path, format!("{:#}\n", json!({ "rows": rows })))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if missed.is_empty() { Ok(()) } else { bail!("targets missed: {}", missed.join(", ")) }
+}
