@@ -206,7 +206,7 @@ impl<'a> World<'a> {
 
     /// Waits until a Service has one EndpointSlice with so many endpoints.
     async fn endpoints(&self, state: State, role: Role, count: usize) -> Result<()> {
-        let service = self.service(state, role, "be one", |_| true).await?.name_any();
+        let service = self.service(state, role, "become one", |_| true).await?.name_any();
         let has = |slice: &EndpointSlice| slice.endpoints.iter().flatten().count() == count;
         self.only(&[("kubernetes.io/service-name", &service)], &format!("have {count} endpoints"), has).await?;
         Ok(())

@@ -34,7 +34,7 @@ fn bg_1_rollout() -> Result<()> {
         // then it is Ready, and beside it stand one preview Deployment and two preview Services without endpoints.
         world.ready("Ready").await?;
         world.at_rest("kong:3.9").await?;
-        world.deployment(State::Preview, "be one", |_| true).await?;
+        world.deployment(State::Preview, "become one", |_| true).await?;
         world.endpoints(State::Preview, Role::Admin, 0).await?;
         world.endpoints(State::Preview, Role::Ingress, 0).await?;
 
@@ -144,11 +144,11 @@ fn bg_3_resources_not_deleted_until_owner_is_removed() -> Result<()> {
         world.reason("AwaitingPromotion").await?;
         let (mut services, mut deployments, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
         for state in [State::Live, State::Preview] {
-            services.push(world.service(state, Role::Ingress, "be one", |_| true).await?);
-            let admin = world.service(state, Role::Admin, "be one", |_| true).await?;
-            deployments.push(world.deployment(state, "be one", |_| true).await?);
+            services.push(world.service(state, Role::Ingress, "become one", |_| true).await?);
+            let admin = world.service(state, Role::Admin, "become one", |_| true).await?;
+            deployments.push(world.deployment(state, "become one", |_| true).await?);
             secrets
-                .push(world.only::<Secret>(&[(names::SERVICE_SECRET, &admin.name_any())], "be one", |_| true).await?);
+                .push(world.only::<Secret>(&[(names::SERVICE_SECRET, &admin.name_any())], "become one", |_| true).await?);
             services.push(admin);
         }
         ensure!(services.len() + deployments.len() + secrets.len() == 8, "eight objects");
@@ -165,7 +165,7 @@ fn bg_3_resources_not_deleted_until_owner_is_removed() -> Result<()> {
             .await?;
         for state in [State::Live, State::Preview] {
             let patched = |service: &Service| service.annotations().get("foo").is_some_and(|value| value == "bar");
-            world.service(state, Role::Ingress, "be patched", patched).await?;
+            world.service(state, Role::Ingress, "become patched", patched).await?;
         }
         world.reason("AwaitingPromotion").await?;
         marked(kit, &services).await?;

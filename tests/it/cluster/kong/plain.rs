@@ -50,8 +50,8 @@ fn dp_1_essentials() -> Result<()> {
         let annotated = |value: &'static str| {
             move |found: &Service| found.annotations().get("foo").is_some_and(|found| found == value)
         };
-        let ingress = world.service(State::Live, Role::Ingress, "be annotated", annotated("bar")).await?;
-        world.service(State::Live, Role::Admin, "be one", |_| true).await?;
+        let ingress = world.service(State::Live, Role::Ingress, "become annotated", annotated("bar")).await?;
+        world.service(State::Live, Role::Admin, "become one", |_| true).await?;
         // its status has the Service's name and addresses;
         let status = world.dataplane().await?.status.unwrap_or_default();
         ensure!(status.service == Some(ingress.name_any()), "{:?}", status.service);
@@ -68,7 +68,7 @@ fn dp_1_essentials() -> Result<()> {
             kit.api::<Deployment>().delete(&deployment.name_any(), &DeleteParams::background()).await?;
             kit.api::<Service>().delete(&ingress.name_any(), &DeleteParams::background()).await?;
             world.patch(ingress_spec(json!({ "annotations": { "foo": "baz" } }))).await?;
-            let patched = world.service(State::Live, Role::Ingress, "be annotated again", annotated("baz")).await?;
+            let patched = world.service(State::Live, Role::Ingress, "become annotated again", annotated("baz")).await?;
             ensure!(patched.metadata.deletion_timestamp.is_some(), "the Service is another one");
             world.ready("Ready").await?;
             Ok(())
@@ -84,12 +84,12 @@ fn dp_2_service_types() -> Result<()> {
         let world = World::start(kit).await?;
         world.create_plain(|_| {})?;
         world.ready("Ready").await?;
-        let first = world.service(State::Live, Role::Ingress, "be a LoadBalancer", typed("LoadBalancer")).await?;
+        let first = world.service(State::Live, Role::Ingress, "become a LoadBalancer", typed("LoadBalancer")).await?;
         for type_ in ["ClusterIP", "NodePort", "LoadBalancer"] {
             // when its type changes,
             world.patch(ingress_spec(json!({ "type": type_ }))).await?;
             // then the same Service has it, and the status follows.
-            let now = world.service(State::Live, Role::Ingress, &format!("be a {type_}"), typed(type_)).await?;
+            let now = world.service(State::Live, Role::Ingress, &format!("become a {type_}"), typed(type_)).await?;
             ensure!(now.uid() == first.uid(), "it is another Service");
             let kinds = |found: &DataPlane| {
                 let addresses = found.status.iter().flat_map(|status| &status.addresses);
@@ -166,7 +166,7 @@ fn dp_4_horizontal_scaling() -> Result<()> {
         // when there should be one, then there is one.
         world.patch(json!({ "spec": { "deployment": { "replicas": 1 } } })).await?;
         world.deployment(State::Live, "run once", |found| runs(found, 1)).await?;
-        kit.wait_all::<HorizontalPodAutoscaler>(&mine(), "be absent", <[_]>::is_empty).await?;
+        kit.wait_all::<HorizontalPodAutoscaler>(&mine(), "become absent", <[_]>::is_empty).await?;
 
         for (max, cpu) in [(3, 20), (5, 50)] {
             // When scaling is asked for, and when it changes,
@@ -300,16 +300,16 @@ fn dp_7_external_traffic_policy() -> Result<()> {
                 found.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref()) == Some(policy)
             }
         };
-        let first = world.service(State::Live, Role::Ingress, "be Local", has("Local")).await?;
+        let first = world.service(State::Live, Role::Ingress, "become Local", has("Local")).await?;
         for policy in ["Cluster", "Local"] {
             // when it may leave the node, and when it may not again, then the same Service follows.
             world.patch(ingress_spec(json!({ "externalTrafficPolicy": policy }))).await?;
-            let now = world.service(State::Live, Role::Ingress, &format!("be {policy}"), has(policy)).await?;
+            let now = world.service(State::Live, Role::Ingress, &format!("become {policy}"), has(policy)).await?;
             ensure!(now.uid() == first.uid(), "it is another Service");
         }
         // And when nothing is said of it, then it is the API's default again.
         world.patch(ingress_spec(json!({ "externalTrafficPolicy": null }))).await?;
-        world.service(State::Live, Role::Ingress, "be Cluster by default", has("Cluster")).await?;
+        world.service(State::Live, Role::Ingress, "become Cluster by default", has("Cluster")).await?;
         world.ready("Ready").await?;
         Ok(())
     })
@@ -325,7 +325,7 @@ fn dp_8_specifying_service_name() -> Result<()> {
         })?;
         world.ready("Ready").await?;
         // then the Service is called so, and it answers at its address.
-        let first = world.service(State::Live, Role::Ingress, "be one", |_| true).await?;
+        let first = world.service(State::Live, Role::Ingress, "become one", |_| true).await?;
         ensure!(first.name_any() == "ingress-first", "it is called {}", first.name_any());
         http::until(&world.url().await?, PATIENCE, no_route).await?;
 
@@ -333,7 +333,7 @@ fn dp_8_specifying_service_name() -> Result<()> {
         world.patch(ingress_spec(json!({ "name": "ingress-second" }))).await?;
         // then a Service of that name is there and in the status, the first one goes, and the new one answers.
         let second = |found: &Service| found.name_any() == "ingress-second";
-        let second = world.service(State::Live, Role::Ingress, "be the second", second).await?;
+        let second = world.service(State::Live, Role::Ingress, "become the second", second).await?;
         kit.wait::<Service>("ingress-first", "go", |found| found.is_none()).await?;
         let moved = |found: Option<&DataPlane>| {
             let status = found.and_then(|found| found.status.as_ref());
@@ -378,7 +378,7 @@ fn dp_10_scale_subresource() -> Result<()> {
         // and when it is scaled once more, then nothing restarts.
         scale(&world, 4).await?;
         world.deployment(State::Live, "run four times", |found| runs(found, 4)).await?;
-        let now = kit.wait_all::<ReplicaSet>(&mine(), "be there", |sets| !sets.is_empty()).await?;
+        let now = kit.wait_all::<ReplicaSet>(&mine(), "become there", |sets| !sets.is_empty()).await?;
         let names = |sets: &[Arc<ReplicaSet>]| sets.iter().map(|set| set.name_any()).collect::<Vec<_>>();
         ensure!(names(&now) == names(&sets), "another ReplicaSet: {:?} {:?}", names(&sets), names(&now));
         Ok(())
