@@ -147,8 +147,9 @@ fn bg_3_resources_not_deleted_until_owner_is_removed() -> Result<()> {
             services.push(world.service(state, Role::Ingress, "become one", |_| true).await?);
             let admin = world.service(state, Role::Admin, "become one", |_| true).await?;
             deployments.push(world.deployment(state, "become one", |_| true).await?);
-            secrets
-                .push(world.only::<Secret>(&[(names::SERVICE_SECRET, &admin.name_any())], "become one", |_| true).await?);
+            secrets.push(
+                world.only::<Secret>(&[(names::SERVICE_SECRET, &admin.name_any())], "become one", |_| true).await?,
+            );
             services.push(admin);
         }
         ensure!(services.len() + deployments.len() + secrets.len() == 8, "eight objects");
