@@ -119,11 +119,11 @@ const DEFAULTS: [(&str, &str, &str); 10] = [
 
 /// Dresses a schema, all the way down.
 pub fn dress(schema: &mut Value) {
-    dress_field("", "", schema);
+    dress_field("", schema);
 }
 
-/// `parent` is the field that holds the object in which `field` is.
-fn dress_field(parent: &str, field: &str, schema: &mut Value) {
+/// `field` holds what this is the schema of.
+fn dress_field(field: &str, schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
     // Nothing is null in Kong's: what is not there is left out.
     object.remove("nullable");
@@ -137,7 +137,7 @@ fn dress_field(parent: &str, field: &str, schema: &mut Value) {
     // A list's field stands for its entries, and a map's for its values.
     for inner in ["items", "additionalProperties"] {
         if let Some(inner) = object.get_mut(inner).filter(|inner| inner.is_object()) {
-            dress_field(parent, field, inner);
+            dress_field(field, inner);
         }
     }
     dress_object(field, object);
@@ -147,7 +147,7 @@ fn dress_field(parent: &str, field: &str, schema: &mut Value) {
             if let Some((.., value)) = DEFAULTS.iter().find(|(of, default, _)| *of == field && *default == name) {
                 property["default"] = value.parse::<bool>().map_or_else(|_| Value::from(*value), Value::from);
             }
-            dress_field(field, name, property);
+            dress_field(name, property);
         }
     }
 }

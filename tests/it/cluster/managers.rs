@@ -48,7 +48,7 @@ fn part<K: Serialize>(object: &K, place: &[&str]) -> Value {
     for step in place {
         part = match part {
             Value::Array(entries) => {
-                let is = |entry: &Value| entry["name"] == *step || entry["port"].to_string() == *step;
+                let is = |entry: &Value| entry["name"] == *step || entry["port"].as_i64() == step.parse().ok();
                 entries.into_iter().find(is).unwrap_or_default()
             }
             mut other => other[*step].take(),
