@@ -48,7 +48,8 @@ fn part<K: Serialize>(object: &K, place: &[&str]) -> Value {
     for step in place {
         part = match part {
             Value::Array(entries) => {
-                let is = |entry: &Value| entry["name"] == *step || entry["port"].as_i64() == step.parse().ok();
+                let is =
+                    |entry: &Value| entry["name"] == *step || step.parse().is_ok_and(|port: i64| entry["port"] == port);
                 entries.into_iter().find(is).unwrap_or_default()
             }
             mut other => other[*step].take(),
