@@ -30,6 +30,11 @@
 //! later pass that observes them starts the trial or switches a Service. So whoever is killed between two writes has
 //! left behind either nothing or a promise that the next process keeps.
 //!
+//! **On record as it was rendered.** A wish and the Pod template made of it are written down before anything runs them, and
+//! the live side is always rendered from there: another version of the operator, a crash or a roll-back reaches for
+//! nothing that was not judged. What lives and is on no record, because Kong's operator made it or somebody deleted the
+//! record, is taken over as it runs ([`dataplane::plan::adopt`]).
+//!
 //! # The rooms, in walking order
 //!
 //! | room | job |
@@ -38,7 +43,7 @@
 //! | [`telemetry`] | logs, metrics, health |
 //! | [`api`] | wire nouns: custom resources, the only room with schemas and CEL |
 //! | [`model`] | inner nouns: intent, observed, plan, trial, names |
-//! | [`cluster`] | what every controller needs: caches, memory of writes, back-off |
+//! | [`cluster`] | what every controller needs: caches by owner, memory of writes, back-off, who else is at work |
 //! | [`dataplane`] | the corridor of a DataPlane |
 //! | [`gateplugin`] | the corridor of a plugin: bytes -> loaded -> described |
 //! | [`promotionpolicy`] | the corridor of a policy: what is wrong with it, before any upgrade |
@@ -53,7 +58,10 @@
 //!   (`tests/it/house.rs`) reads their sources.
 //! - **Stages do not know each other**; only `reconcile` knows stages. `gate` does not know kube.
 //! - **Nothing waits inside a pass.** Trials and connection checks are jobs that wake a later pass.
-//! - **No decision on a read from the API.** Passes read caches, and never a cache older than their own last write.
+//! - **No decision on a read from the API.** Passes read caches, and never a cache older than their own last write. Three
+//!   questions are asked of the API all the same: before a Service is switched, whether anything changed since; where a
+//!   name is taken, by whom; and who holds the fields of an object that is taken over.
+//! - **No write beside Kong's operator.** While its Lease is renewed, nothing is written ([`cluster::foreign`]).
 //! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
 //! - **No instance is used twice.** A trial gets a fresh store and leaves nothing behind.
 //! - **No way to pass by breaking.** Whatever is not a verdict is an error, and an error is not a pass.
