@@ -111,8 +111,10 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
     }
     for object in records {
         let found = observed.records.iter().find(|record| record.name.as_ref() == Some(&object.name));
-        if found.is_none_or(|record| object.body["revision"] != record.ordinal) {
-            writer.make::<ControllerRevision>(object, found.is_some()).await?;
+        match found {
+            None => writer.make::<ControllerRevision>(object, false).await?,
+            Some(record) if object.body["revision"] != record.ordinal => writer.mark(object).await?,
+            Some(_) => {}
         }
     }
     if let Some(promotion) = promotion.as_ref().filter(|promotion| promotion.opens) {
@@ -293,6 +295,16 @@ impl Writer<'_> {
         let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
         tracing::debug!(kind = kind::<K>(), name = object.name, "applied");
         self.remember(&written);
+        Ok(())
+    }
+
+    /// Gives a record its place in the order of promotions. Nothing else of a record ever changes, and all of it is a lot to
+    /// send for a number.
+    async fn mark(&self, record: &Object) -> Result<(), Error> {
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let body = json!({ "revision": record.body["revision"] });
+        let written = self.api::<ControllerRevision>().patch(&record.name, &params, &Patch::Merge(&body)).await;
+        self.remember(&written.map_err(|source| failed::<ControllerRevision>("mark", &record.name, source))?);
         Ok(())
     }
 

@@ -32,3 +32,7 @@ pub mod proxy;
 pub mod verify;
 pub mod wait;
 pub mod workspace;
+
+/// For tests that make things up. From here, because a dependency of tests alone would have others built twice: with the
+/// features that it asks for, and without.
+pub use proptest;

@@ -17,10 +17,6 @@ use kube::{
     Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::{Config, RngSeed, TestRunner, contextualize_config},
-};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sluice::{
@@ -37,6 +33,10 @@ use sluice::{
     },
 };
 use sluice_harness::kit::{self, Kit};
+use sluice_harness::proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, RngSeed, TestRunner, contextualize_config},
+};
 
 use super::{manifest_of, specs, wire};
 

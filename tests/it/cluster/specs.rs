@@ -1,7 +1,7 @@
 //! Random specs of DataPlanes: everything a user may reasonably write, and nothing that the API of Pods refuses.
 
-use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+use sluice_harness::proptest::prelude::*;
 
 /// A value to be drawn.
 type Draw = BoxedStrategy<Value>;

@@ -248,7 +248,8 @@ Root = "{dir}/containerd/runc"
     }
 
     fn load_balancer(&self) -> Result<Command> {
-        let mut command = self.network.command(std::env::current_exe()?);
+        // By process, not by path: cargo may have put another binary there since this one was started.
+        let mut command = self.network.command(format!("/proc/{}/exe", std::process::id()));
         command.args(["cluster", "load-balancer"]);
         Ok(command)
     }
