@@ -151,12 +151,13 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let trouble = converged.as_ref().err().filter(|error| !error.is_conflict()).map(apply::Error::sentence);
     if trouble.is_none() {
         converged.map_err(Error::Converge)?;
-        let status = status::report(&intent, &observed, &plan, None, now); // pure
         if !plan.founds {
+            let status = status::report(&intent, &observed, &plan, None, now); // pure
             publish::publish(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
+            jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits; what was said is on record by now
+            let notes = status::notes(&intent, &observed, &plan, &status); // pure
+            publish::tell(&ctx.client, &ctx.identity, &dataplane, &notes).await;
         }
-        jobs::advance(&ctx, &dataplane, &plan); // starts and cancels, never waits; what was said is on record by now
-        publish::tell(&ctx.client, &ctx.identity, &dataplane, &status::notes(&intent, &observed, &plan, &status)).await;
     } else {
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), now); // pure
         publish::trouble(&writer, &observed, &plan, &status).await.map_err(Error::Publish)?; // writes
