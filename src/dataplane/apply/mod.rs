@@ -4,6 +4,8 @@ pub mod certificate;
 pub mod publish;
 mod takeover;
 
+use std::sync::Arc;
+
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -122,7 +124,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         writer.make::<Promotion>(&Object::new(promotion.name.clone(), body), false).await?;
     }
     for order in certificates {
-        let found = observed.secrets.iter().find(|secret| secret.name_any() == order.name);
+        let found = named(&observed.secrets, &order.name);
         if found.is_none_or(|secret| !certificate::covers(secret, order)) {
             let issued = writer
                 .authority
@@ -132,22 +134,23 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         }
     }
     for object in services {
-        let found = observed.all_services().find(|service| service.name_any() == object.name);
-        writer.settle::<Service>(object, found.map(AsRef::as_ref)).await?;
+        writer.settle::<Service>(object, named(observed.all_services(), &object.name)).await?;
     }
     for object in deployments {
-        let found = observed.deployments.iter().find(|deployment| deployment.name_any() == object.name);
-        writer.settle_deployment(object, found.map(AsRef::as_ref)).await?;
+        writer.settle_deployment(object, named(&observed.deployments, &object.name)).await?;
     }
     if let Some(object) = autoscaler {
-        let found = observed.autoscalers.iter().find(|found| found.name_any() == object.name);
-        writer.settle::<HorizontalPodAutoscaler>(object, found.map(AsRef::as_ref)).await?;
+        writer.settle::<HorizontalPodAutoscaler>(object, named(&observed.autoscalers, &object.name)).await?;
     }
     if let Some(object) = budget {
-        let found = observed.budgets.iter().find(|found| found.name_any() == object.name);
-        writer.settle::<PodDisruptionBudget>(object, found.map(AsRef::as_ref)).await?;
+        writer.settle::<PodDisruptionBudget>(object, named(&observed.budgets, &object.name)).await?;
     }
     prune(writer, observed, surplus).await
+}
+
+/// The one of this name.
+fn named<'a, K: Resource + 'a>(found: impl IntoIterator<Item = &'a Arc<K>>, name: &str) -> Option<&'a K> {
+    found.into_iter().map(AsRef::as_ref).find(|found: &&K| found.meta().name.as_deref() == Some(name))
 }
 
 async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> Result<(), Error> {
@@ -159,18 +162,18 @@ async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> R
         writer.delete::<PodDisruptionBudget>(name, None).await?;
     }
     for name in deployments {
-        if let Some(deployment) = observed.deployments.iter().find(|deployment| deployment.name_any() == *name) {
-            writer.remove(deployment.as_ref()).await?;
+        if let Some(deployment) = named(&observed.deployments, name) {
+            writer.remove(deployment).await?;
         }
     }
     for name in secrets {
-        if let Some(secret) = observed.secrets.iter().find(|secret| secret.name_any() == *name) {
-            writer.remove(secret.as_ref()).await?;
+        if let Some(secret) = named(&observed.secrets, name) {
+            writer.remove(secret).await?;
         }
     }
     for name in services {
-        if let Some(service) = observed.all_services().find(|service| service.name_any() == *name) {
-            writer.remove(service.as_ref()).await?;
+        if let Some(service) = named(observed.all_services(), name) {
+            writer.remove(service).await?;
         }
     }
     for name in records {
@@ -209,7 +212,7 @@ impl Writer<'_> {
             Some(found) if holds(found, &marked) => Ok(()),
             Some(found) => {
                 self.take_over(found).await?;
-                self.make::<K>(&marked, true).await
+                self.apply::<K>(&marked).await
             }
             None => match self.create::<K>(&marked).await? {
                 None => Ok(()),
