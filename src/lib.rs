@@ -5,9 +5,9 @@
 //!
 //! A `DataPlane` becomes Deployments and Services. When its Pod template or its ports change, the live side keeps
 //! serving while a second one, the candidate, starts behind preview Services. Policies attach gates to DataPlanes: each
-//! gate is a component behind the contract in `wit/`, run in a sandbox in this process, and it speaks to the candidate
-//! only. When every gate has passed and somebody has approved, both live Services switch; the replaced side lives on
-//! for a while and goes. A `Promotion` object records all of it.
+//! gate is a component behind the contract in `wit/`, run in a sandbox of the gate host, a process of its own without a
+//! token, and it speaks to the candidate only. When every gate has passed and somebody has approved, both live Services
+//! switch; the replaced side lives on for a while and goes. A `Promotion` object records all of it.
 //!
 //! Three promises rank above everything else, in this order: **no bypass** (a live selector moves only to a revision
 //! that passed every gate), **nothing lost** (a crash between any two writes heals by itself), **drop-in** (what was
@@ -63,6 +63,8 @@
 //!   name is taken, by whom; and who holds the fields of an object that is taken over.
 //! - **No write beside Kong's operator.** While its Lease is renewed, nothing is written ([`cluster::foreign`]).
 //! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
+//! - **No foreign code beside the token.** `sluice operator` never runs a gate: `sluice gate-host` does, behind a Unix
+//!   socket ([`gate::RemoteGateHost`]). When it dies, its trials are interrupted attempts, and the plugins are loaded again.
 //! - **No instance is used twice.** A trial gets a fresh store and leaves nothing behind.
 //! - **No way to pass by breaking.** Whatever is not a verdict is an error, and an error is not a pass.
 

@@ -2,8 +2,10 @@
 
 mod crds;
 mod failure;
+mod gate_host;
 mod operator;
 mod preflight;
+mod process;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -28,6 +30,8 @@ pub struct Cli {
 enum Command {
     /// Run the operator
     Operator(Box<operator::Flags>),
+    /// Run the gates of an operator
+    GateHost(gate_host::Flags),
     /// Print the custom resource definitions as YAML
     Crds,
     /// Print a completion script
@@ -45,6 +49,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Operator(flags) => operator::run(*flags),
+        Command::GateHost(flags) => gate_host::run(flags),
         Command::Crds => print(&crds::yaml()?),
         Command::Completion { shell } => {
             let mut script = Vec::new();
@@ -75,7 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_runs_without_any_flag() {
+    fn the_operator_and_its_gate_host_run_without_any_flag() {
         assert!(Cli::try_parse_from(["sluice", "operator"]).is_ok());
+        assert!(Cli::try_parse_from(["sluice", "gate-host"]).is_ok());
     }
 }

@@ -1,29 +1,28 @@
 //! `sluice operator`: puts the parts together, starts them, and ends them in good order.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use futures::future::BoxFuture;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, preflight};
+use super::{
+    Failure, preflight,
+    process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end, serve},
+};
 use crate::{
     cluster::{Scope, foreign::Foreign},
     dataplane::{self, Authority},
-    gate::{Capacity, GateHost, LocalGateHost},
+    gate::{GateHost, RemoteGateHost},
     gateplugin::{self, Installed, Library},
     promotionpolicy,
-    telemetry::{self, LogFormat, Metrics, Readiness},
+    telemetry::{self, Metrics, Readiness},
 };
 
 /// Run the operator
@@ -72,15 +71,9 @@ pub(super) struct Flags {
     #[arg(long, env = "SLUICE_VALIDATE_IMAGES", default_value_t = true, action = ArgAction::Set, value_name = "BOOL", help_heading = "Gateways")]
     validate_images: bool,
 
-    /// Trials at once; more wait for their turn. Each may use up to 64 MiB
-    #[arg(
-        long,
-        env = "SLUICE_MAX_CONCURRENT_TRIALS",
-        default_value = "64",
-        value_name = "N",
-        help_heading = "Gateways"
-    )]
-    max_concurrent_trials: NonZeroU32,
+    /// Socket of the gate host, which runs the gates: `sluice gate-host`
+    #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE", help_heading = "Gateways")]
+    gate_host: PathBuf,
 
     /// Where /metrics is served
     #[arg(
@@ -102,43 +95,14 @@ pub(super) struct Flags {
     )]
     health_probe_bind_address: BindAddress,
 
-    /// How log lines are written
-    #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t, help_heading = "Telemetry")]
-    log_format: LogFormat,
-
-    /// What is logged: a level, or directives such as info,sluice=debug
-    #[arg(long, env = "SLUICE_LOG", default_value = "info", value_name = "FILTER", help_heading = "Telemetry")]
-    log: String,
-}
-
-/// Where to listen: `:8080` is every address of this machine, as in Kong's flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct BindAddress(Vec<SocketAddr>);
-
-impl std::str::FromStr for BindAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let texts = match text.strip_prefix(':') {
-            // The first takes IPv4 too; the second is for machines without IPv6.
-            Some(port) => vec![format!("[::]:{port}"), format!("0.0.0.0:{port}")],
-            None => vec![text.to_owned()],
-        };
-        let addresses: Result<_, _> = texts.iter().map(|text| text.parse()).collect();
-        addresses.map(Self).map_err(|_| "write :8080, 127.0.0.1:8080 or [::1]:8080".to_owned())
-    }
+    #[command(flatten)]
+    log: Log,
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub(super) fn run(flags: Flags) -> Result<(), Failure> {
-    telemetry::log(flags.log_format, &flags.log).map_err(|error| {
-        Failure::new(format!("--log {:?} is not understood", flags.log), error).next("write --log info,sluice=debug")
-    })?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new("the operator's threads cannot be started", error))?
-        .block_on(operate(flags))
+    flags.log.start()?;
+    process::block_on(operate(flags))
 }
 
 async fn operate(flags: Flags) -> Result<(), Failure> {
@@ -173,7 +137,7 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         Foreign::unseen()
     };
     let parts = Parts {
-        host: gate_host(&flags)?,
+        host: Arc::new(RemoteGateHost::at(&flags.gate_host)),
         authority: Arc::new(authority),
         foreign,
         identity: identity(),
@@ -284,15 +248,6 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
     controllers
 }
 
-fn gate_host(flags: &Flags) -> Result<Arc<dyn GateHost>, Failure> {
-    let capacity = Capacity { trials: flags.max_concurrent_trials, ..Capacity::default() };
-    let host = LocalGateHost::start(capacity).map_err(|error| {
-        Failure::new("gates cannot be run on this machine", error)
-            .next("lower --max-concurrent-trials, or raise the limit of address space (ulimit -v)")
-    })?;
-    Ok(Arc::new(host))
-}
-
 async fn connect(flags: &Flags) -> Result<Client, Failure> {
     let failed = |error: anyhow::Error| {
         Failure::new("no cluster can be found", error)
@@ -324,59 +279,9 @@ fn scopes(namespaces: &[String]) -> Vec<Scope> {
     }
 }
 
-async fn bind(flag: &str, address: &BindAddress) -> Result<TcpListener, Failure> {
-    telemetry::bind(&address.0).await.map_err(|error| {
-        Failure::new(format!("{flag} {} cannot be listened on", address.0[0]), error)
-            .next(format!("name a free port with {flag}"))
-    })
-}
-
-async fn serve(listener: TcpListener, routes: axum::Router, shutdown: CancellationToken) -> anyhow::Result<()> {
-    telemetry::serve(listener, routes, shutdown).await.context("a listener broke")
-}
-
-fn end_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = shutdown.clone();
-    tokio::spawn(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "passes under way are finished, then the operator ends");
-        shutdown.cancel();
-    });
-    Ok(())
-}
-
-/// Nothing of the operator ends by itself: whatever does so before shutdown takes the rest with it, and the process
-/// is started afresh.
-async fn run_to_the_end(mut tasks: JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) -> Result<(), Failure> {
-    let mut failure = None;
-    while let Some(ended) = tasks.join_next().await {
-        let cause = match ended {
-            Ok(Ok(())) if shutdown.is_cancelled() => continue,
-            Ok(Ok(())) => anyhow!("a controller ended by itself"),
-            Ok(Err(error)) => error,
-            Err(panicked) => panicked.into(),
-        };
-        shutdown.cancel();
-        failure.get_or_insert(cause);
-    }
-    failure.map_or(Ok(()), |cause| Err(Failure::new("the operator cannot go on", cause)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_port_alone_is_every_address() {
-        let BindAddress(addresses) = ":8080".parse().expect("an address");
-        assert!(addresses.iter().all(|address| address.ip().is_unspecified() && address.port() == 8080));
-        assert_eq!("127.0.0.1:1".parse(), Ok(BindAddress(vec![([127, 0, 0, 1], 1).into()])));
-        assert!("8080".parse::<BindAddress>().is_err());
-    }
 
     #[test]
     fn no_namespaces_are_all_namespaces_and_each_counts_once() {
@@ -384,19 +289,5 @@ mod tests {
         assert_eq!(scopes(&[]), [Scope::Cluster]);
         assert_eq!(scopes(&[String::new()]), [Scope::Cluster]);
         assert_eq!(scopes(&["b".into(), " a".into(), "b".into()]), [scope("a"), scope("b")]);
-    }
-
-    #[tokio::test]
-    async fn one_end_is_the_end_of_all() {
-        let shutdown = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async { Err(anyhow!("broken")) });
-        let other = shutdown.clone();
-        tasks.spawn(async move {
-            other.cancelled().await;
-            Ok(())
-        });
-        let failure = run_to_the_end(tasks, &shutdown).await.expect_err("a failure");
-        assert!(failure.to_string().contains("broken"), "{failure}");
     }
 }

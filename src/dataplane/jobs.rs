@@ -1,11 +1,13 @@
 //! Turns planned trials and connections into jobs: started, looked at in later passes, cancelled when not wanted.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
+use futures::{StreamExt as _, stream};
 use kube::runtime::reflector::ObjectRef;
 use tokio::net::TcpStream;
 
@@ -21,15 +23,16 @@ use crate::{
     },
 };
 
-/// Between two questions to a Service that does not answer.
+/// Between two questions to a Pod that does not answer.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For one question. What is on its way while kube-proxy changes its rules is lost, and the kernel says it again only
-/// after a second: a new question is faster.
+/// For one question: what is lost on its way to a new Pod is said again by the kernel only after a second.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The same once people have been told.
+/// Between two questions once people have been told.
 const REST: Duration = Duration::from_secs(1);
-/// Questions without an answer before people are told: kube-proxy needs a moment to learn of new Pods.
+/// Questions without an answer before people are told.
 const QUIET: u32 = 20;
+/// Pods that are asked at the same time.
+const AT_ONCE: usize = 16;
 
 /// Whose jobs: `namespace/name`.
 #[must_use]
@@ -71,7 +74,7 @@ pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
     ctx.backoff.succeeded(dataplane);
 }
 
-/// What the preview Services of a DataPlane answered.
+/// What the candidates of a DataPlane answered.
 #[must_use]
 pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKey, Connection> {
     ctx.connections
@@ -88,19 +91,30 @@ pub fn plugins(ctx: &Context, namespace: &str, intent: &Intent) -> BTreeMap<Stri
     names.filter_map(|name| Some((name.clone(), ctx.installed.get(&Key::new(namespace, name))?))).collect()
 }
 
-/// Asks a Service for a connection until it answers.
+/// Asks every Pod for a connection until it answers.
 async fn ask(key: ConnectionKey, voice: Voice<Connection>) {
-    let mut unanswered = 0_u32;
+    let mut silent: BTreeSet<SocketAddr> = key.0.into_values().collect();
+    let mut rounds = 0_u32;
     loop {
-        let why = match tokio::time::timeout(PATIENCE, TcpStream::connect(key.address)).await {
-            Ok(Ok(_)) => return voice.say(Connection::Answers),
-            Ok(Err(error)) => format!("{}: {error}", key.address),
-            Err(_) => format!("{}: no answer within {} ms", key.address, PATIENCE.as_millis()),
-        };
-        unanswered += 1;
-        if unanswered == QUIET {
-            voice.say(Connection::Silent(why));
+        let asked = stream::iter(silent).map(|address| async move { (address, connect(address).await) });
+        let refusals = asked
+            .buffer_unordered(AT_ONCE)
+            .filter_map(|(address, answer)| async move { Some((address, answer.err()?)) });
+        let refusals: BTreeMap<_, _> = refusals.collect().await;
+        let Some(why) = refusals.values().next() else { return voice.say(Connection::Answers) };
+        rounds += 1;
+        if rounds == QUIET {
+            voice.say(Connection::Silent(why.clone()));
         }
-        tokio::time::sleep(if unanswered < QUIET { PAUSE } else { REST }).await;
+        silent = refusals.into_keys().collect();
+        tokio::time::sleep(if rounds < QUIET { PAUSE } else { REST }).await;
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<(), String> {
+    match tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("{address}: {error}")),
+        Err(_) => Err(format!("{address}: no answer within {} ms", PATIENCE.as_millis())),
     }
 }

@@ -49,7 +49,7 @@ pub struct Context {
     pub installed: Installed,
     /// Trials under way.
     pub trials: Jobs<TrialKey, Report>,
-    /// Preview Services being asked for a connection.
+    /// Candidates being asked for a connection.
     pub connections: Jobs<ConnectionKey, Connection>,
     /// This process, in Events and evidence.
     pub identity: String,

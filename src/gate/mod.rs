@@ -2,7 +2,8 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `mod` | the door: [`GateHost`] |
+//! | `mod` | what a gate host is: [`GateHost`] |
+//! | `door` | a gate host in a process of its own, from both sides: [`RemoteGateHost`], [`serve`] |
 //! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
 //! | `plugin` | bytes -> checked, compiled, linked |
 //! | `schema` | settings against a plugin's JSON Schema |
@@ -17,6 +18,7 @@
 //! [`Outcome`]: what is not a verdict is an error, so nothing can pass by breaking.
 
 mod bindings;
+mod door;
 mod engine;
 mod host;
 mod limits;
@@ -31,14 +33,25 @@ pub mod jobs;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 pub use self::{
+    door::{RemoteGateHost, serve},
     engine::StartError,
     runner::{Capacity, LocalGateHost},
 };
 use crate::model::trial::{Digest, LoadError, Loaded, Outcome, Problem, Report, Trial};
 
-/// The door to the gate host. In this process or, behind a socket, in a process of its own: callers cannot tell.
+/// Whether a gate host is there, and which one: the next has no plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nobody answers.
+    Away,
+    /// The so-manieth that this process has seen.
+    Here(u64),
+}
+
+/// A gate host. In this process or, behind a socket, in a process of its own: callers cannot tell.
 #[async_trait]
 pub trait GateHost: Send + Sync + 'static {
     /// Checks, compiles and describes `bytes`, and keeps them ready under their digest. Idempotent.
@@ -60,4 +73,7 @@ pub trait GateHost: Send + Sync + 'static {
     /// trial's time limit, with an error outcome where the guest did not end by itself; waiting for its turn
     /// on a busy host is bounded by the same limit again. Dropping the future cancels the trial.
     async fn run(&self, trial: Trial) -> Report;
+
+    /// Whether the host is there, now and from now on.
+    fn presence(&self) -> watch::Receiver<Presence>;
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::model::trial::LoadError;
 
 /// Bytes of a component. CPython gates have 18 to 20 MB; nothing honest is larger.
-const SIZE: usize = 32 << 20;
+pub(super) const SIZE: usize = 32 << 20;
 
 /// Bytes of an engine's complaint.
 const MESSAGE: usize = 512;

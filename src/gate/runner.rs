@@ -14,13 +14,13 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    GateHost,
+    GateHost, Presence,
     bindings::{self, GatePre},
     engine::{Sandbox, StartError},
     plugin,
@@ -70,6 +70,7 @@ pub struct LocalGateHost {
     shared: Arc<Shared>,
     /// Taken in `drop` only.
     runtime: Option<Runtime>,
+    presence: watch::Sender<Presence>,
 }
 
 struct Shared {
@@ -112,7 +113,8 @@ impl LocalGateHost {
             slots: Semaphore::new(usize::try_from(trials).unwrap_or(Semaphore::MAX_PERMITS)),
             compiler: Semaphore::new(1),
         };
-        Ok(Self { shared: Arc::new(shared), runtime: Some(runtime) })
+        let presence = watch::Sender::new(Presence::Here(0));
+        Ok(Self { shared: Arc::new(shared), runtime: Some(runtime), presence })
     }
 
     /// Runs `work` on the gates' threads; it is cancelled with the returned future. `None` where it panicked.
@@ -153,6 +155,10 @@ impl GateHost for LocalGateHost {
         let shared = Arc::clone(&self.shared);
         let report = self.apart(async move { shared.judge(trial).await }).await;
         report.unwrap_or_else(|| Report::of(host_failed()))
+    }
+
+    fn presence(&self) -> watch::Receiver<Presence> {
+        self.presence.subscribe()
     }
 }
 

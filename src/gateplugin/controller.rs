@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Client,
@@ -91,9 +91,18 @@ pub async fn run(setup: Setup) {
         metrics,
     });
 
+    // A host that comes back has nothing; until everything is loaded again, everything is loading.
+    let (reloading, scope_of_reloaded) = (installed.clone(), scope.clone());
+    let returns = stream::unfold(library.presence(), async |mut presence| {
+        presence.changed().await.ok()?;
+        Some(((), presence))
+    });
+    let returns = returns.inspect(move |()| reloading.reload(|key| elsewhere(&scope_of_reloaded, key)));
+
     let users = plugins.clone();
     let controller = Controller::for_stream(plugin_events, plugins.clone())
         .watches_stream(config_map_events, move |config_map| users_of(&users, &config_map))
+        .reconcile_all_on(returns)
         // Each pass may hold a component in memory, and the library loads one at a time anyhow.
         .with_config(Config::default().concurrency(2))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
@@ -137,9 +146,12 @@ fn exists(plugins: &Store<GatePlugin>, key: &Key) -> bool {
     plugins.get(&ObjectRef::new(&key.name).within(&key.namespace)).is_some()
 }
 
+fn elsewhere(scope: &Scope, key: &Key) -> bool {
+    scope.namespace().is_some_and(|namespace| namespace != key.namespace)
+}
+
 fn forget_deleted(installed: &Installed, scope: &Scope, plugins: &Store<GatePlugin>) {
-    let elsewhere = |key: &Key| scope.namespace().is_some_and(|namespace| namespace != key.namespace);
-    installed.retain(elsewhere, |key| exists(plugins, key));
+    installed.retain(|key| elsewhere(scope, key), |key| exists(plugins, key));
 }
 
 fn error_policy(plugin: Arc<GatePlugin>, error: &Error, context: Arc<Context>) -> Action {

@@ -121,6 +121,15 @@ impl Installed {
         });
     }
 
+    /// The gate host went, and everything with it: what one scope had ready is loading again.
+    pub(super) fn reload(&self, elsewhere: impl Fn(&Key) -> bool) {
+        self.0.send_if_modified(|table| {
+            let mine = table.plugins.iter_mut().filter(|(plugin, _)| !elsewhere(plugin)).map(|(_, state)| state);
+            let ready = mine.filter(|state| matches!(state, Plugin::Ready(_)));
+            ready.map(|state| *state = Plugin::Loading).count() > 0
+        });
+    }
+
     /// Keeps those of one scope's plugins that `exists` knows; plugins `elsewhere` are not asked about.
     pub(super) fn retain(&self, elsewhere: impl Fn(&Key) -> bool, exists: impl Fn(&Key) -> bool) {
         self.0.send_if_modified(|table| {
@@ -165,6 +174,19 @@ mod tests {
         installed.retain(|_| false, |_| false);
         assert_eq!(next(), Some(["a".to_owned()].into()));
         assert_eq!(installed.get(&plugin), None);
+    }
+
+    #[test]
+    fn what_a_lost_host_had_ready_is_loading_again_and_what_failed_has_failed() {
+        let installed = Installed::awaiting(0);
+        let failed = Plugin::Failed { reason: "Empty".into(), message: String::new() };
+        let states = [("a", ready("sha256:1")), ("b", failed.clone()), ("elsewhere", ready("sha256:2"))];
+        for (namespace, state) in states {
+            installed.set(Key::new(namespace, "smoke"), state);
+        }
+        installed.reload(|plugin| plugin.namespace == "elsewhere");
+        let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&Key::new(namespace, "smoke")));
+        assert_eq!(now, [Some(Plugin::Loading), Some(failed), Some(ready("sha256:2"))]);
     }
 
     #[test]

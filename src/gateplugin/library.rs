@@ -3,10 +3,10 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::{
-    gate::GateHost,
+    gate::{GateHost, Presence},
     model::trial::{Digest, LoadError, Loaded},
 };
 
@@ -15,7 +15,7 @@ pub struct Library {
     host: Arc<dyn GateHost>,
     // Held while a component loads: compiling takes every core already, and two plugins with the same bytes
     // compile once.
-    shelf: Mutex<Shelf>,
+    shelf: Mutex<(Presence, Shelf)>,
 }
 
 type Shelf = HashMap<Digest, Shelved>;
@@ -30,7 +30,12 @@ impl Library {
     /// Empty, as `host` is when it starts.
     #[must_use]
     pub fn new(host: Arc<dyn GateHost>) -> Self {
-        Self { host, shelf: Mutex::default() }
+        Self { host, shelf: Mutex::new((Presence::Away, Shelf::new())) }
+    }
+
+    /// Whether the host is there, now and from now on.
+    pub(super) fn presence(&self) -> watch::Receiver<Presence> {
+        self.host.presence()
     }
 
     /// Loads `component`, whose digest is `digest`, unless it is loaded.
@@ -38,7 +43,12 @@ impl Library {
     /// # Errors
     /// Why it cannot be run here.
     pub(super) async fn load(&self, digest: &Digest, component: Bytes) -> Result<Loaded, LoadError> {
-        let mut shelf = self.shelf.lock().await;
+        let (of, shelf) = &mut *self.shelf.lock().await;
+        let now = *self.host.presence().borrow();
+        if *of != now {
+            // What another host held went with it.
+            (*of, *shelf) = (now, Shelf::new());
+        }
         if let Some(shelved) = shelf.get_mut(digest) {
             shelved.idle = false;
             return Ok(shelved.loaded.clone());
@@ -51,8 +61,8 @@ impl Library {
     /// Unloads what was not `needed` at two calls in a row: one call may fall between a load and the moment its
     /// plugin is called ready.
     pub(super) async fn collect(&self, needed: impl Fn(&Digest) -> bool) {
-        let mut shelf = self.shelf.lock().await;
-        for digest in sweep(&mut shelf, needed) {
+        let (_, shelf) = &mut *self.shelf.lock().await;
+        for digest in sweep(shelf, needed) {
             tracing::info!(%digest, "nobody uses this plugin any more: unloaded");
             self.host.unload(&digest).await;
         }

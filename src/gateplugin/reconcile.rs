@@ -24,7 +24,11 @@ use super::{
 use crate::{
     api::GatePlugin,
     cluster::{self, backoff::Backoff},
-    model::{observed::Plugin, trial::Digest},
+    gate::Presence,
+    model::{
+        observed::Plugin,
+        trial::{Digest, LoadError},
+    },
     telemetry::Metrics,
 };
 
@@ -50,6 +54,8 @@ pub(super) enum Error {
     Fetch { name: String, source: kube::Error },
     #[error("failed to unpack the component")]
     Unpack(#[source] JoinError),
+    #[error("failed to load the component")]
+    Load(#[source] LoadError),
     #[error("failed to write the status")]
     Publish(#[source] kube::Error),
 }
@@ -57,10 +63,14 @@ pub(super) enum Error {
 /// fetch -> unpack -> load -> status.
 pub(super) async fn reconcile(plugin: Arc<GatePlugin>, ctx: Arc<Context>) -> Result<Action, Error> {
     let key = Key::of(&*plugin);
-    let asked = Asked::of(&plugin, &ctx.config_maps);
+    let host = *ctx.library.presence().borrow();
+    if host == Presence::Away {
+        return Ok(Action::await_change()); // its return is told
+    }
+    let asked = Asked::of(&plugin, &ctx.config_maps, host);
     let outcome = match ctx.memory.recall(&key, &asked) {
         Some(outcome) => outcome,
-        None => install(&key, &plugin, &ctx).await?,
+        None => install(&key, &plugin, host, &ctx).await?,
     };
     // Others may run the plugin from here on, whether or not its status can be written.
     ctx.installed.set(key.clone(), outcome.state());
@@ -73,7 +83,7 @@ pub(super) async fn reconcile(plugin: Arc<GatePlugin>, ctx: Arc<Context>) -> Res
     Ok(Action::await_change())
 }
 
-async fn install(key: &Key, plugin: &GatePlugin, ctx: &Context) -> Result<Outcome, Error> {
+async fn install(key: &Key, plugin: &GatePlugin, host: Presence, ctx: &Context) -> Result<Outcome, Error> {
     let source = plugin.spec.source.config_map.clone();
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &key.namespace);
     let fetched = api.get_opt(&source.name).await.map_err(|error| {
@@ -84,8 +94,8 @@ async fn install(key: &Key, plugin: &GatePlugin, ctx: &Context) -> Result<Outcom
         }
         Error::Fetch { name: source.name.clone(), source: error }
     })?;
-    let asked =
-        Asked { plugin: version_of(plugin), config_map: fetched.as_ref().and_then(ResourceExt::resource_version) };
+    let config_map = fetched.as_ref().and_then(ResourceExt::resource_version);
+    let asked = Asked { plugin: version_of(plugin), config_map, host };
 
     let outcome = match fetched {
         None => Outcome::NotFetched(SourceError::ConfigMapNotFound(source.name)),
@@ -103,6 +113,7 @@ async fn install(key: &Key, plugin: &GatePlugin, ctx: &Context) -> Result<Outcom
                     let size = component.len();
                     match ctx.library.load(&digest, component).await {
                         Ok(loaded) => Outcome::Loaded(loaded),
+                        Err(error @ LoadError::Unavailable(_)) => return Err(Error::Load(error)),
                         Err(error) => Outcome::NotLoaded { digest, size, error },
                     }
                 }
@@ -133,18 +144,19 @@ impl Memory {
     }
 }
 
-/// What an outcome depends on: the plugin's UID and generation, and the ConfigMap's version.
+/// What an outcome depends on: the plugin's UID and generation, the ConfigMap's version, and who loads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Asked {
     plugin: (Option<String>, Option<i64>),
     config_map: Option<String>,
+    host: Presence,
 }
 
 impl Asked {
-    fn of(plugin: &GatePlugin, config_maps: &Store<PartialObjectMeta<ConfigMap>>) -> Self {
+    fn of(plugin: &GatePlugin, config_maps: &Store<PartialObjectMeta<ConfigMap>>, host: Presence) -> Self {
         let name = ObjectRef::new(&plugin.spec.source.config_map.name).within(&plugin.namespace().unwrap_or_default());
         let config_map = config_maps.get(&name).and_then(|config_map| config_map.resource_version());
-        Self { plugin: version_of(plugin), config_map }
+        Self { plugin: version_of(plugin), config_map, host }
     }
 }
 

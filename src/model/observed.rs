@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -59,7 +60,7 @@ pub struct Observed {
     pub plugins: BTreeMap<String, Plugin>,
     /// The trials of this process, by [`TrialKey`].
     pub trials: HashMap<TrialKey, Arc<Report>>,
-    /// Whether the preview Service answered a connection, for [`ConnectionKey`].
+    /// Whether the candidate answered a connection, for [`ConnectionKey`].
     pub connections: HashMap<ConnectionKey, Connection>,
     /// The operator process: evidence of another one that still runs will never end.
     pub host: String,
@@ -122,21 +123,16 @@ pub struct TrialKey {
     pub started: String,
 }
 
-/// One question to the preview Service.
+/// One question to the candidate: its Pods by UID, and where each is asked for a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionKey {
-    /// Address of the Service.
-    pub address: std::net::SocketAddr,
-    /// UIDs of the Pods behind it.
-    pub pods: Vec<String>,
-}
+pub struct ConnectionKey(pub BTreeMap<String, SocketAddr>);
 
 /// Its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// It accepted a connection.
+    /// Every Pod accepted a connection.
     Answers,
-    /// It did not, for this reason.
+    /// One of them did not, for this reason.
     Silent(String),
 }
 

@@ -61,7 +61,7 @@ pub enum Reason {
     GatesFailed,
     /// A gate could not say.
     GatesHeld,
-    /// The preview Service does not answer.
+    /// A Pod of the preview does not answer.
     PreviewUnreachable,
     /// A phase that waits for machines took too long.
     DeadlineExceeded,

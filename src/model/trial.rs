@@ -44,7 +44,7 @@ impl From<String> for Digest {
 }
 
 /// Which judgement of an upgrade a trial belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Moment {
     /// The candidate stands behind the preview Services.
     BeforePromotion,
@@ -61,7 +61,7 @@ impl Moment {
 }
 
 /// How a target is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scheme {
     /// HTTP/1.1 in the clear.
     Http,
@@ -71,7 +71,7 @@ pub enum Scheme {
 }
 
 /// One address behind a target: a Pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// What `request.options.endpoint` takes and `response.endpoint` says: the Pod's name.
     pub name: String,
@@ -80,7 +80,7 @@ pub struct Endpoint {
 }
 
 /// Something a gate may send requests to. Names only: nothing the guest writes is ever resolved.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     /// `candidate/proxy`, `candidate/8001`.
     pub name: String,
@@ -95,7 +95,7 @@ pub struct Target {
 }
 
 /// What a gate may use up. CPU and wall time are two budgets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU time of the thread that polls the guest.
     pub cpu: Duration,
@@ -131,7 +131,7 @@ impl Default for Limits {
 }
 
 /// Everything one run of one gate depends on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trial {
     /// As in the operator's logs and Events.
     pub id: String,
@@ -163,7 +163,7 @@ pub struct Reason {
 }
 
 /// Why there is no verdict: no knowledge about the candidate, so never a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Blame {
     /// The guest trapped (`unreachable`, division by zero, out-of-bounds).
     Trap,
@@ -210,7 +210,7 @@ impl Blame {
 }
 
 /// How a trial ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The candidate is good.
     Pass(Reason),
@@ -262,7 +262,7 @@ pub struct Denial {
 }
 
 /// What a trial used up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// CPU time.
     pub cpu: Duration,
@@ -275,7 +275,7 @@ pub struct Cost {
 }
 
 /// Everything that came back from one trial.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
@@ -311,7 +311,7 @@ impl Report {
 }
 
 /// What a plugin says of itself. Advisory: names shown to users come from the object that installed it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// The plugin's own name.
     pub name: String,
@@ -324,7 +324,7 @@ pub struct Description {
 }
 
 /// A plugin that is compiled and ready to be run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loaded {
     /// sha256 of the component.
     pub digest: Digest,
@@ -339,7 +339,7 @@ pub struct Loaded {
 }
 
 /// A setting that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// JSON pointer into the settings; empty for the whole.
     pub pointer: String,
@@ -348,7 +348,7 @@ pub struct Problem {
 }
 
 /// Why bytes are not a plugin that can be run here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum LoadError {
     /// Not a WebAssembly component (or a precompiled artifact, which is never accepted).
     #[error("not a WebAssembly component: {0}")]
@@ -370,6 +370,9 @@ pub enum LoadError {
     /// It did not describe itself within its budget, or its schema is no JSON Schema.
     #[error("{0}")]
     BadDescription(String),
+    /// Nobody looked: the gate host is away.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl LoadError {
@@ -382,6 +385,7 @@ impl LoadError {
             Self::UnsupportedImport(_) => "UnsupportedImport",
             Self::TooLarge(_) => "TooLarge",
             Self::BadDescription(_) => "BadDescription",
+            Self::Unavailable(_) => "GateHostUnavailable",
         }
     }
 }

@@ -1,11 +1,12 @@
 //! PURE. What the phase depends on, as small types.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt;
 
+use super::targets;
 use crate::{
     api::promotion::{JudgedPod, Promotion, Verdict},
     model::{
@@ -67,11 +68,11 @@ pub enum Upgrade {
 pub enum Candidate {
     /// Not all of them are ready at the wanted revision.
     NotReady,
-    /// Ready; whether the preview Service answers is not known yet.
+    /// Ready; whether they answer is not known yet.
     Unknown,
-    /// Ready, but the preview Service does not answer.
+    /// Ready, but one of them does not answer.
     Silent,
-    /// Ready, and the preview Service answers.
+    /// Ready, and each of them answers.
     Answers,
 }
 
@@ -237,7 +238,7 @@ pub(super) fn taking_traffic(observed: &Observed, state: State, role: Role) -> O
     Some(ready.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect())
 }
 
-/// The candidate: its Deployment, then the endpoints of the preview Service, then a connection to it.
+/// The candidate: its Deployment, then the endpoints of the preview Service, then a connection to each Pod.
 pub(super) fn candidate(
     observed: &Observed,
     selector: &Selector,
@@ -260,13 +261,19 @@ pub(super) fn candidate(
     }
 }
 
-/// The question whether the preview Service answers, for these Pods.
+/// The question whether the candidate answers. Each Pod is asked itself, on the first port of the preview Service: the
+/// Service answers only when kube-proxy has learnt of its Pods, up to a second later, and one answer of its would be
+/// about one Pod. Where a Pod has no address of its own the Service is asked all the same.
 pub(super) fn connection(observed: &Observed, selector: &Selector) -> Option<ConnectionKey> {
     let service = observed.services.get(&(State::Preview, Role::Ingress))?.spec.as_ref()?;
-    let port = u16::try_from(service.ports.as_ref()?.first()?.port).ok()?;
-    let address = service.cluster_ip.as_deref()?.parse().ok()?;
-    let pods = pods(observed, selector).into_iter().map(|pod| pod.uid).collect();
-    Some(ConnectionKey { address: std::net::SocketAddr::new(address, port), pods })
+    let port = service.ports.as_ref()?.first()?;
+    let address = SocketAddr::new(service.cluster_ip.as_deref()?.parse().ok()?, u16::try_from(port.port).ok()?);
+    let asked = observed.pods_of(selector).filter(|pod| is_ready(pod)).map(|pod| {
+        let own =
+            targets::container_port(pod, &targets::wanted(port)).and_then(|(_, port)| targets::endpoint(pod, port));
+        (pod.uid().unwrap_or_default(), own.map_or(address, |own| own.address))
+    });
+    Some(ConnectionKey(asked.collect()))
 }
 
 /// How far traffic has moved for an upgrade.

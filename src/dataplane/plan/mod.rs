@@ -384,7 +384,7 @@ impl<'a> Scene<'a> {
     fn silence(&self) -> String {
         let key = facts::connection(self.observed, &self.candidate);
         match key.and_then(|key| self.observed.connections.get(&key)) {
-            Some(Connection::Silent(why)) => format!("the preview ingress Service does not answer: {why}"),
+            Some(Connection::Silent(why)) => format!("the preview does not answer: {why}"),
             _ => String::new(),
         }
     }

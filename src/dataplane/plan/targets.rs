@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::util::intstr::IntOrString};
+use k8s_openapi::{
+    api::core::v1::{Pod, ServicePort},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -22,8 +25,9 @@ pub(super) fn of(intent: &Intent, observed: &Observed, candidate: &Selector) -> 
     let pods: Vec<_> = observed.pods_of(candidate).collect();
     let mut targets = Vec::new();
     for port in spec.ports.iter().flatten() {
-        let wanted = port.target_port.clone().unwrap_or(IntOrString::Int(port.port));
-        let Some((name, container_port)) = pods.first().and_then(|pod| container_port(pod, &wanted)) else { continue };
+        let Some((name, container_port)) = pods.first().and_then(|pod| container_port(pod, &wanted(port))) else {
+            continue;
+        };
         let Ok(service_port) = u16::try_from(port.port) else { continue };
         targets.push(Target {
             // The proxy's TLS ports are told by their names, as Kong's are.
@@ -37,8 +41,13 @@ pub(super) fn of(intent: &Intent, observed: &Observed, candidate: &Selector) -> 
     targets
 }
 
+/// What a Service's port sends to.
+pub(super) fn wanted(port: &ServicePort) -> IntOrString {
+    port.target_port.clone().unwrap_or(IntOrString::Int(port.port))
+}
+
 /// Name and number of the container port that a Service's target port means; the number where it has no name.
-fn container_port(pod: &Pod, wanted: &IntOrString) -> Option<(String, u16)> {
+pub(super) fn container_port(pod: &Pod, wanted: &IntOrString) -> Option<(String, u16)> {
     let spec = pod.spec.as_ref()?;
     let ports = || spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
     match wanted {
@@ -54,7 +63,7 @@ fn container_port(pod: &Pod, wanted: &IntOrString) -> Option<(String, u16)> {
 }
 
 /// The Pod's own address. A Pod on the host's network is no endpoint: its address is the node's.
-fn endpoint(pod: &Pod, port: u16) -> Option<Endpoint> {
+pub(super) fn endpoint(pod: &Pod, port: u16) -> Option<Endpoint> {
     if pod.spec.as_ref()?.host_network == Some(true) {
         return None;
     }

@@ -57,8 +57,13 @@ pub fn report(
     }
 }
 
-/// What the live Services select: the side, also where the user has them select something else.
+/// What the live Services select: the side, also where the user has them select something else. While traffic moves, the
+/// side it leaves: it has not arrived anywhere else yet, and saying so twice would be a write for each half.
 fn selector(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<String> {
+    let leaves = observed.status.as_ref().and_then(|status| status.selector.clone());
+    if plan.phase == Phase::Switching && leaves.is_some() {
+        return leaves;
+    }
     let overridden = intent.ingress.selector_override.is_some().then(|| plan.live.selector.clone());
     observed.selects(State::Live, Role::Ingress).or(overridden).map(|selector| selector.as_str().to_owned())
 }

@@ -5,6 +5,7 @@
 
 use std::{
     error::Error as _,
+    io,
     net::SocketAddr,
     sync::{Arc, LazyLock},
     time::Duration,
@@ -27,7 +28,10 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -40,6 +44,14 @@ const HEADERS: usize = 100;
 
 /// Bytes of a body that are counted. Then the connection is cut: an endless body has told all it can.
 const COUNTED: usize = 64 << 20;
+
+/// How long a Service may refuse before it is believed. The Pods of a trial are ready, but kube-proxy writes its rules
+/// once a second, and until then a Service refuses or loses what is sent to it.
+const LEARNING: Duration = Duration::from_secs(3);
+/// For one connection meanwhile: the kernel says what was lost again only after a second.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A request that was checked and will be sent.
 #[derive(Debug)]
@@ -60,15 +72,14 @@ pub(super) struct Exchange {
 /// Sends it and reads the answer, all within its time-out.
 pub(super) async fn send(exchange: Exchange) -> Result<Response, Failure> {
     let limit = exchange.timeout;
-    match tokio::time::timeout(limit, connect(exchange)).await {
+    match timeout(limit, connect(exchange)).await {
         Ok(answer) => answer,
         Err(_) => Err(failure("timeout", format!("no complete answer within {} ms", limit.as_millis()))),
     }
 }
 
 async fn connect(exchange: Exchange) -> Result<Response, Failure> {
-    let began = Instant::now();
-    let stream = TcpStream::connect(exchange.address).await.map_err(|error| failure("connect", error.to_string()))?;
+    let (began, stream) = dial(&exchange).await.map_err(|error| failure("connect", error.to_string()))?;
     // A small request should not wait for the acknowledgement of nothing. An error here shows at the next write.
     let _ = stream.set_nodelay(true);
     let connected = began.elapsed();
@@ -84,6 +95,22 @@ async fn connect(exchange: Exchange) -> Result<Response, Failure> {
         converse(exchange, stream, Timings { began, connected, secured }).await
     } else {
         converse(exchange, stream, Timings { began, connected, secured: Duration::ZERO }).await
+    }
+}
+
+/// A connection, and when it was begun: the time that kube-proxy took to learn of a Service is not the Service's.
+async fn dial(exchange: &Exchange) -> io::Result<(Instant, TcpStream)> {
+    let start = Instant::now();
+    loop {
+        let began = Instant::now();
+        let learning = exchange.endpoint.is_empty() && start.elapsed() < LEARNING;
+        let dialled = TcpStream::connect(exchange.address);
+        let answer = if learning { timeout(PATIENCE, dialled).await } else { Ok(dialled.await) };
+        match answer {
+            Ok(Ok(stream)) => return Ok((began, stream)),
+            Ok(Err(error)) if !learning => return Err(error),
+            Ok(Err(_)) | Err(_) => sleep(PAUSE).await,
+        }
     }
 }
 
@@ -277,6 +304,23 @@ mod tests {
             "body",
         ];
         assert_eq!(lines, wanted);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_kube_proxy_has_not_learnt_of_is_asked_again_and_its_clock_starts_then() {
+        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let late = refusing.local_addr().unwrap();
+        drop(refusing);
+        let began = Instant::now();
+        let asked = tokio::spawn(send(Exchange { endpoint: String::new(), ..exchange(late) }));
+        // Nobody can see a refusal from outside: time for a few is all there is to wait for.
+        sleep(PAUSE * 3).await;
+        let listener = TcpListener::bind(late).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        let response = asked.await.unwrap().unwrap();
+        assert_eq!(response.status, 204);
+        assert!(response.timings.3 < milliseconds(began.elapsed() - PAUSE), "{:?}", response.timings);
     }
 
     #[tokio::test]

@@ -47,12 +47,7 @@ pub fn without_operator(cluster: &Cluster, how: Build) -> Result<()> {
 /// Installs the operator with an image that the cluster can pull.
 pub fn on(kubectl: &Kubectl, image: &str) -> Result<()> {
     apply(kubectl)?;
-    kubectl.namespaced(NAMESPACE).run(&[
-        "set",
-        "image",
-        &format!("deployment/{NAME}"),
-        &format!("operator={image}"),
-    ])?;
+    kubectl.namespaced(NAMESPACE).run(&["set", "image", &format!("deployment/{NAME}"), &format!("*={image}")])?;
     await_ready(kubectl)
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,15 +23,19 @@ pub const NAMESPACE: &str = "sluice-system";
 pub const NAME: &str = "sluice-operator";
 /// The name of a local operator's log.
 pub const LOG: &str = "operator.log";
+/// How many were started by this process.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Who the apiserver takes it for.
 pub fn account() -> String {
     format!("system:serviceaccount:{NAMESPACE}:{NAME}")
 }
 
-/// A running operator; it is killed when this is dropped.
+/// A running operator with its gate host; both are killed when this is dropped.
 pub struct LocalOperator {
     child: Child,
+    gate_host: Child,
+    socket: PathBuf,
     /// Its standard output and standard error.
     pub log: PathBuf,
 }
@@ -44,21 +49,21 @@ impl LocalOperator {
         let log = dir.join(LOG);
         // Appended, so that the log of an operator that was killed stays above its successor's.
         let output = File::options().create(true).append(true).open(&log)?;
-        let binary = workspace::operator_binary();
-        let child = Command::new(&binary)
-            .args(["operator", "--kubeconfig"])
-            .arg(&config)
-            // A test may put a Kong operator's Lease into its own namespace.
-            .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace, "--kong-namespace", namespace])
-            // Ports of the system's choice: several run at once.
-            .args(["--metrics-bind-address", "127.0.0.1:0", "--health-probe-bind-address", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}; `cargo build` makes it", binary.display()))?;
-        Ok(Self { child, log })
+        // A name of its own: the one before may still be going.
+        let socket = dir.join(format!("gate-host-{}.sock", STARTED.fetch_add(1, Ordering::Relaxed)));
+        let gate_host = start("gate-host", &output, |host| host.arg("--socket").arg(&socket))?;
+        let child = start("operator", &output, |operator| {
+            operator
+                .arg("--kubeconfig")
+                .arg(&config)
+                .arg("--gate-host")
+                .arg(&socket)
+                // A test may put a Kong operator's Lease into its own namespace.
+                .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace, "--kong-namespace", namespace])
+                // Ports of the system's choice: several run at once.
+                .args(["--metrics-bind-address", "127.0.0.1:0"])
+        })?;
+        Ok(Self { child, gate_host, socket, log })
     }
 
     /// Its resident memory in MiB, as the kernel counts it.
@@ -66,6 +71,14 @@ impl LocalOperator {
         let pid = self.child.id().context("the operator has ended")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         resident(&status).context("the kernel does not say how much memory the operator has")
+    }
+
+    /// Kills the gate host alone, and starts another one in its place.
+    pub async fn kill_gate_host(&mut self) -> Result<()> {
+        self.gate_host.kill().await?;
+        let output = File::options().append(true).open(&self.log)?;
+        self.gate_host = start("gate-host", &output, |host| host.arg("--socket").arg(&self.socket))?;
+        Ok(())
     }
 
     /// What kills it at once, for a trap of the proxy.
@@ -92,6 +105,15 @@ impl LocalOperator {
             format!("the operator still runs after {} s; its log: {}", limit.as_secs(), self.log.display())
         })??)
     }
+}
+
+/// Starts a command of the operator's binary that runs until it is killed.
+fn start(command: &str, output: &File, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Result<Child> {
+    let binary = workspace::operator_binary();
+    let mut process = Command::new(&binary);
+    arguments(process.arg(command).args(["--health-probe-bind-address", "127.0.0.1:0"]));
+    process.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?).kill_on_drop(true);
+    process.spawn().with_context(|| format!("cannot start {}; `cargo build` makes it", binary.display()))
 }
 
 /// `VmRSS` of a process's status, which is in KiB, in MiB.

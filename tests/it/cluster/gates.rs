@@ -29,6 +29,31 @@ fn an_endless_loop_is_an_error_on_record_and_nothing_is_promoted() -> Result<()>
 }
 
 #[test]
+fn a_gate_host_that_is_killed_costs_attempts_and_loses_no_promotion() -> Result<()> {
+    kit::run(async |kit| {
+        let mut world = World::start(kit).await?;
+        world.plugin("deadly", &fixture("busy_loop", &[("rounds", "0")])).await?;
+        let gate = json!({ "name": "loop", "pluginRef": { "name": "deadly" }, "maxAttempts": 2, "retryBackoff": "1s" });
+        world.policy(json!([gate])).await?;
+        world.create("kong:3.9")?;
+        world.at_rest("kong:3.9").await?;
+        world.image("kong:3.10").await?;
+        world.approve().await?;
+        for attempt in 1..=2 {
+            world.running(attempt).await?;
+            world.operator.kill_gate_host().await?;
+        }
+        let message = world.reason("GatesHeld").await?;
+        assert!(message.contains("Interrupted"), "{message}");
+        assert_eq!(world.live_image().await?, "kong:3.9");
+
+        // The new host has been given what the one before had, and the approval that was never honoured counts.
+        world.plugin("deadly", &fixture("good", &[])).await?;
+        world.at_rest("kong:3.10").await
+    })
+}
+
+#[test]
 fn what_was_not_granted_is_denied_and_the_denial_is_on_record() -> Result<()> {
     kit::run(async |kit| {
         let world = World::start(kit).await?;

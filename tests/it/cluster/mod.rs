@@ -35,10 +35,19 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sluice::{
-    api::{DataPlane, GatePlugin, Promotion, PromotionPolicy, dataplane::PROMOTE_WHEN_READY, promotion::Verdict},
+    api::{
+        DataPlane, GatePlugin, Promotion, PromotionPolicy,
+        dataplane::PROMOTE_WHEN_READY,
+        promotion::{GateOutcome, Verdict},
+    },
     model::names::{self, Role, State},
 };
-use sluice_harness::{kit::Kit, operator::LocalOperator, proxy::Proxy, wait::PATIENCE};
+use sluice_harness::{
+    kit::Kit,
+    operator::LocalOperator,
+    proxy::Proxy,
+    wait::{PATIENCE, wait_for_many},
+};
 
 /// The DataPlane of every test.
 const NAME: &str = "bluegreen";
@@ -259,6 +268,16 @@ impl<'a> World<'a> {
         let mut promotions = self.kit.api::<Promotion>().list(&ListParams::default()).await?.items;
         promotions.sort_by_key(|promotion| promotion.spec.generation);
         Ok(promotions)
+    }
+
+    /// Waits until this attempt of the first gate of an upgrade is on record and runs.
+    async fn running(&self, attempt: i32) -> Result<()> {
+        let what = (1, "run its gate");
+        let runs = |promotion: &Promotion| {
+            let gate = promotion.status.as_ref().and_then(|status| status.gates.first());
+            gate.is_some_and(|gate| (gate.outcome, gate.attempt) == (GateOutcome::Running, attempt))
+        };
+        wait_for_many(self.kit.api(), watcher::Config::default(), what, PATIENCE, runs, |_| {}).await
     }
 
     async fn newest(&self) -> Result<Promotion> {

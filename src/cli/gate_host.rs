@@ -1,0 +1,84 @@
+//! `sluice gate-host`: runs gates for the operator beside it, without a token and without a cluster.
+
+use std::{fs, io::ErrorKind, num::NonZeroU32, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::{net::UnixListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Failure,
+    process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end},
+};
+use crate::{
+    gate::{self, Capacity, LocalGateHost},
+    telemetry::{self, Readiness},
+};
+
+/// Run the gate host
+///
+/// It runs the gates of the operator that shares its socket: WebAssembly components, each trial in a sandbox of its own.
+/// It needs no cluster and should have no token.
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// Socket to listen on; who may open it may run gates
+    #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE")]
+    socket: PathBuf,
+
+    /// Trials at once; more wait for their turn. Each may use up to 64 MiB
+    #[arg(long, env = "SLUICE_MAX_CONCURRENT_TRIALS", default_value = "64", value_name = "N")]
+    max_concurrent_trials: NonZeroU32,
+
+    /// Where /healthz and /readyz are served
+    #[arg(
+        long,
+        env = "SLUICE_GATE_HOST_HEALTH_PROBE_BIND_ADDRESS",
+        default_value = ":8082",
+        value_name = "ADDRESS",
+        help_heading = "Telemetry"
+    )]
+    health_probe_bind_address: BindAddress,
+
+    #[command(flatten)]
+    log: Log,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) fn run(flags: Flags) -> Result<(), Failure> {
+    flags.log.start()?;
+    process::block_on(host(flags))
+}
+
+async fn host(flags: Flags) -> Result<(), Failure> {
+    let shutdown = CancellationToken::new();
+    end_on_signals(&shutdown).map_err(|error| Failure::new("signals cannot be caught", error))?;
+    let probes = bind("--health-probe-bind-address", &flags.health_probe_bind_address).await?;
+    let capacity = Capacity { trials: flags.max_concurrent_trials, ..Capacity::default() };
+    let host = LocalGateHost::start(capacity).map_err(|error| {
+        Failure::new("gates cannot be run on this machine", error)
+            .next("lower --max-concurrent-trials, or raise the limit of address space (ulimit -v)")
+    })?;
+    let socket = listen(&flags.socket)?;
+
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let routes = telemetry::probe_routes(Readiness::default());
+    tasks.spawn(process::serve(probes, routes, shutdown.clone()));
+    let ends = shutdown.clone();
+    tasks.spawn(async move { gate::serve(Arc::new(host), socket, ends).await.context("the socket broke") });
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %flags.socket.display(), "gates can be run");
+    run_to_the_end(tasks, &shutdown).await
+}
+
+/// Takes the place of a socket that a host before left behind: that one cannot clean up when it is killed.
+fn listen(path: &PathBuf) -> Result<UnixListener, Failure> {
+    let failed = |error| {
+        Failure::new(format!("--socket {} cannot be listened on", path.display()), error)
+            .next("name a file in a folder that exists and can be written to with --socket")
+    };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(failed)
+}
