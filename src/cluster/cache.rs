@@ -17,6 +17,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+use super::packed::{Kept, Packed};
+
 /// Watches `api` for as long as the process lives and keeps what it sees in the returned store.
 ///
 /// `changed` is called for every object that was added, changed or deleted, after the store knows of it.
@@ -25,25 +27,9 @@ pub fn keep<K>(api: Api<K>, config: watcher::Config, changed: impl Fn(&K) + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    keep_trimmed(api, config, |_| {}, changed)
-}
-
-/// The same for objects of which only a part is ever read: `trim` takes the rest away before it is kept.
-pub fn keep_trimmed<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    trim: impl Fn(&mut K) + Send + Sync + 'static,
-    changed: impl Fn(&K) + Send + Sync + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
     let (store, writer) = reflector::store();
-    let trim = move |object: &mut K| {
-        // As large as the rest of the object, and nobody decides on it.
-        object.meta_mut().managed_fields = None;
-        trim(object);
-    };
+    // As large as the rest of the object, and nobody decides on it.
+    let trim = |object: &mut K| object.meta_mut().managed_fields = None;
     let stream = watcher(api, config).default_backoff().modify(trim).reflect(writer).touched_objects();
     tokio::spawn(stream.for_each(move |touched| {
         match touched {
@@ -57,9 +43,9 @@ where
     store
 }
 
-/// A store that also knows what belongs to whom: a pass over one owner does not look at the objects of all others.
-pub struct Owned<K: Resource<DynamicType = ()> + 'static> {
-    store: Store<K>,
+/// Packed objects, and what belongs to whom: a pass over one owner opens its objects and looks at no others.
+pub struct Owned<K: Kept> {
+    store: Store<Packed<K>>,
     index: Index,
 }
 
@@ -67,39 +53,38 @@ pub struct Owned<K: Resource<DynamicType = ()> + 'static> {
 type Index = Arc<RwLock<HashMap<(String, String), BTreeSet<String>>>>;
 
 /// Keeps objects by owner. `owner` names it, in the object's own namespace; what has none is not found by [`Owned::of`].
-pub fn keep_owned<K>(
-    api: Api<K>,
+pub fn keep_owned<K: Kept>(
+    api: Api<Packed<K>>,
     config: watcher::Config,
-    owner: impl Fn(&K) -> Option<String> + Send + Sync + 'static,
-    trim: impl Fn(&mut K) + Send + Sync + 'static,
+    owner: impl Fn(&Packed<K>) -> Option<String> + Send + Sync + 'static,
     changed: impl Fn(&str, &str) + Send + Sync + 'static,
-) -> Owned<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+) -> Owned<K> {
     let index = Index::default();
     let entries = Arc::clone(&index);
-    let store = keep_trimmed(api, config, trim, move |object: &K| {
-        let (Some(owner), Some(namespace)) = (owner(object), object.meta().namespace.clone()) else { return };
-        let key = (namespace, owner);
-        let name = object.meta().name.clone().unwrap_or_default();
+    let store = keep(api, config, move |object: &Packed<K>| {
         // One that was deleted stays listed until its owner goes: what the store has not is not found.
-        entries.write().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default().insert(name);
-        changed(&key.0, &key.1);
+        if let Some((namespace, owner)) = enlist(&entries, object, owner(object)) {
+            changed(&namespace, &owner);
+        }
     });
     Owned { store, index }
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + 'static> Owned<K> {
+/// Writes an object down as its owner's; whose it is.
+fn enlist<K: Kept>(index: &Index, object: &Packed<K>, owner: Option<String>) -> Option<(String, String)> {
+    let key = (object.meta().namespace.clone()?, owner?);
+    let name = object.meta().name.clone().unwrap_or_default();
+    index.write().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default().insert(name);
+    Some(key)
+}
+
+impl<K: Kept> Owned<K> {
     /// What is in a store already, by owner.
     #[cfg(test)]
-    pub(crate) fn of_store(store: Store<K>, owner: impl Fn(&K) -> Option<String>) -> Self {
+    pub(crate) fn of_store(store: Store<Packed<K>>, owner: impl Fn(&Packed<K>) -> Option<String>) -> Self {
         let index = Index::default();
         for object in store.state() {
-            if let (Some(owner), Some(namespace)) = (owner(&object), object.meta().namespace.clone()) {
-                let mut entries = index.write().unwrap_or_else(PoisonError::into_inner);
-                entries.entry((namespace, owner)).or_default().insert(object.meta().name.clone().unwrap_or_default());
-            }
+            enlist(&index, &object, owner(&object));
         }
         Self { store, index }
     }
@@ -118,6 +103,13 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Owned<K> {
                     gone.push(name.clone());
                 }
                 found
+            })
+            .filter_map(|packed| match packed.open() {
+                Ok(object) => Some(Arc::new(object)),
+                Err(error) => {
+                    tracing::error!(kind = %K::kind(&()), name = ?packed.meta().name, %error, "a type does not read what it wrote");
+                    None
+                }
             })
             .collect();
         drop(index);
@@ -139,7 +131,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Owned<K> {
 
     /// All of them, whoever's.
     #[must_use]
-    pub fn store(&self) -> &Store<K> {
+    pub fn store(&self) -> &Store<Packed<K>> {
         &self.store
     }
 }

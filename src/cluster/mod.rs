@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod cache;
 pub mod foreign;
+pub mod packed;
 pub mod scope;
 pub mod status;
 pub mod writer;

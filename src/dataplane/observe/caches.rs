@@ -1,7 +1,5 @@
 //! One cache for each kind that a DataPlane depends on, filled from watches.
 
-use std::fmt::Debug;
-
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -17,13 +15,12 @@ use kube::{
     },
 };
 
-use serde::de::DeserializeOwned;
-
 use crate::{
     api::{DataPlane, Promotion, PromotionPolicy},
     cluster::{
         Scope,
         cache::{self, Owned},
+        packed::{Kept, Packed},
         writer::Object,
     },
     model::names,
@@ -81,15 +78,15 @@ impl Caches {
                 everything(),
                 each(changed.clone(), |object: &PromotionPolicy| object.namespace().map(Concerns::Namespace)),
             ),
-            promotions: of(scope.api(client), everything(), owner, |_| {}, &changed),
-            records: of(scope.api(client), managed.clone(), owner, packed, &changed),
-            deployments: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
-            services: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
-            secrets: of(scope.api(client), managed.clone(), owner, without_keys, &changed),
-            autoscalers: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
-            budgets: of(scope.api(client), managed.clone(), owner, |_| {}, &changed),
-            pods: of(scope.api(client), ours, app, trim, &changed),
-            slices: of(scope.api(client), managed, app, |_| {}, &changed),
+            promotions: of(scope.api(client), everything(), owner, &changed),
+            records: of(scope.api(client), managed.clone(), owner, &changed),
+            deployments: of(scope.api(client), managed.clone(), owner, &changed),
+            services: of(scope.api(client), managed.clone(), owner, &changed),
+            secrets: of(scope.api(client), managed.clone(), owner, &changed),
+            autoscalers: of(scope.api(client), managed.clone(), owner, &changed),
+            budgets: of(scope.api(client), managed.clone(), owner, &changed),
+            pods: of(scope.api(client), ours, app, &changed),
+            slices: of(scope.api(client), managed, app, &changed),
         }
     }
 
@@ -142,31 +139,36 @@ impl Caches {
     }
 }
 
-/// Of a record its text: as a tree of values it takes ten times the memory.
-pub(crate) fn packed(record: &mut ControllerRevision) {
-    if let Some(data) = &mut record.data {
-        data.0 = data.0.to_string().into();
+impl Kept for Promotion {}
+impl Kept for ControllerRevision {}
+impl Kept for Deployment {}
+impl Kept for Service {}
+impl Kept for HorizontalPodAutoscaler {}
+impl Kept for PodDisruptionBudget {}
+impl Kept for EndpointSlice {}
+
+impl Kept for Secret {
+    /// Of a Secret that says when it ends only that its parts are there: nobody here reads a key.
+    fn trim(&mut self) {
+        if self.annotations().contains_key(names::EXPIRES) {
+            self.data.iter_mut().flat_map(|data| data.values_mut()).for_each(|part| part.0 = Vec::new());
+        }
     }
 }
 
-/// Of a Secret that says when it ends only that its parts are there: nobody here reads a key.
-fn without_keys(secret: &mut Secret) {
-    if secret.annotations().contains_key(names::EXPIRES) {
-        secret.data.iter_mut().flat_map(|data| data.values_mut()).for_each(|part| part.0 = Vec::new());
-    }
-}
-
-/// Of a Pod only what tells how it is: its template is in its Deployment.
-fn trim(pod: &mut Pod) {
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        let containers = std::mem::take(&mut spec.containers);
-        let containers = containers.into_iter().map(|container| Container {
-            name: container.name,
-            ports: container.ports,
-            ..Container::default()
-        });
-        *spec = PodSpec { containers: containers.collect(), host_network: spec.host_network, ..PodSpec::default() };
+impl Kept for Pod {
+    /// Of a Pod only what tells how it is: its template is in its Deployment.
+    fn trim(&mut self) {
+        self.metadata.annotations = None;
+        if let Some(spec) = &mut self.spec {
+            let containers = std::mem::take(&mut spec.containers);
+            let containers = containers.into_iter().map(|container| Container {
+                name: container.name,
+                ports: container.ports,
+                ..Container::default()
+            });
+            *spec = PodSpec { containers: containers.collect(), host_network: spec.host_network, ..PodSpec::default() };
+        }
     }
 }
 
@@ -187,18 +189,14 @@ fn each<K>(
 }
 
 /// Keeps a kind by DataPlane; a change of it asks for a pass over that DataPlane.
-fn of<K>(
-    api: Api<K>,
+fn of<K: Kept>(
+    api: Api<Packed<K>>,
     config: watcher::Config,
-    dataplane: impl Fn(&K) -> Option<String> + Send + Sync + 'static,
-    trim: impl Fn(&mut K) + Send + Sync + 'static,
+    dataplane: impl Fn(&Packed<K>) -> Option<String> + Send + Sync + 'static,
     changed: &(impl Fn(Concerns) + Clone + Send + Sync + 'static),
-) -> Owned<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+) -> Owned<K> {
     let changed = changed.clone();
-    cache::keep_owned(api, config, dataplane, trim, move |namespace, name| {
+    cache::keep_owned(api, config, dataplane, move |namespace, name| {
         changed(Concerns::One(ObjectRef::new(name).within(namespace)));
     })
 }

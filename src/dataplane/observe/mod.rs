@@ -7,12 +7,13 @@ pub mod confirm;
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
+use serde::Deserialize as _;
 
 use self::caches::Caches;
 use crate::{
     api::DataPlane,
-    cluster::cache::Owned,
+    cluster::{cache::Owned, packed::Kept},
     model::{
         Observed,
         names::{self, Role, State},
@@ -50,10 +51,7 @@ pub fn look(caches: &Caches, dataplane: &DataPlane) -> Observed {
 }
 
 /// Ours by owner: one of the same name may have been another.
-fn own<K>(kept: &Owned<K>, namespace: &str, name: &str, uid: &str) -> Vec<Arc<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
+fn own<K: Kept>(kept: &Owned<K>, namespace: &str, name: &str, uid: &str) -> Vec<Arc<K>> {
     let mut found = kept.of(namespace, name);
     found.retain(|object| object.owner_references().iter().any(|owner| owner.uid == uid));
     found
@@ -133,7 +131,7 @@ fn places(
 }
 
 fn record(revision: &Arc<k8s_openapi::api::apps::v1::ControllerRevision>) -> Option<Record> {
-    let RecordData { wish, template } = serde_json::from_str(revision.data.as_ref()?.0.as_str()?).ok()?;
+    let RecordData { wish, template } = RecordData::deserialize(&revision.data.as_ref()?.0).ok()?;
     Some(Record {
         name: Some(revision.name_any()),
         revision: revision.annotations().get(names::REVISION)?.as_str().into(),

@@ -79,7 +79,7 @@ fn build(build: Build) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["build", "--bin", "sluice"]);
     if build == Build::Optimised {
-        cargo.args(["--config", "profile.dev.package.sluice-operator.opt-level=1"]);
+        cargo.args(["--config", "profile.dev.package.sluice-operator.opt-level=2"]);
     }
     run(&mut cargo).map(drop)
 }

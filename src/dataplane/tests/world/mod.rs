@@ -33,7 +33,10 @@ use crate::{
         dataplane::{DataPlaneStatus, PROMOTE_WHEN_READY},
         promotion::PromotionStatus,
     },
-    cluster::cache::Owned,
+    cluster::{
+        cache::Owned,
+        packed::{Kept, Packed},
+    },
     dataplane::{
         apply::{self, certificate},
         build::{self, CertificateOrder, Object, Planned, Surplus},
@@ -292,20 +295,18 @@ impl World {
     }
 
     fn look(&self, intent: &Intent) -> Observed {
-        let mut records = self.cached();
-        records.iter_mut().for_each(caches::packed);
         let caches = Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
-            promotions: Owned::of_store(stored(self.cached()), caches::owner),
-            records: Owned::of_store(stored(records), caches::owner),
-            deployments: Owned::of_store(stored(self.cached()), caches::owner),
-            services: Owned::of_store(stored(self.cached()), caches::owner),
-            secrets: Owned::of_store(stored(self.cached()), caches::owner),
-            autoscalers: Owned::of_store(stored(self.cached()), caches::owner),
-            budgets: Owned::of_store(stored(self.cached()), caches::owner),
-            pods: Owned::of_store(stored(self.cached()), caches::app),
-            slices: Owned::of_store(stored(self.cached()), caches::app),
+            promotions: Owned::of_store(self.packed(), caches::owner),
+            records: Owned::of_store(self.packed(), caches::owner),
+            deployments: Owned::of_store(self.packed(), caches::owner),
+            services: Owned::of_store(self.packed(), caches::owner),
+            secrets: Owned::of_store(self.packed(), caches::owner),
+            autoscalers: Owned::of_store(self.packed(), caches::owner),
+            budgets: Owned::of_store(self.packed(), caches::owner),
+            pods: Owned::of_store(self.packed(), caches::app),
+            slices: Owned::of_store(self.packed(), caches::app),
         };
         let ready = Plugin::Ready(Digest::of(b"plugin"));
         Observed {
@@ -498,6 +499,10 @@ impl World {
         let kind = K::kind(&());
         let found = self.all(&kind).into_iter().filter(|object| is_cached(&kind, object));
         found.map(|object| serde_json::from_value(object.clone()).expect("an object")).collect()
+    }
+
+    fn packed<K: Kept>(&self) -> Store<Packed<K>> {
+        stored(self.cached().into_iter().map(|object| Packed::of(object).expect("JSON")))
     }
 
     /// The Deployment with this label.
