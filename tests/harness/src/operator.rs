@@ -54,6 +54,8 @@ impl LocalOperator {
         let gate_host = start("gate-host", &output, |host| host.arg("--socket").arg(&socket))?;
         let child = start("operator", &output, |operator| {
             operator
+                // As in deploy/operator.yaml.
+                .env("MALLOC_ARENA_MAX", "1")
                 .arg("--kubeconfig")
                 .arg(&config)
                 .arg("--gate-host")
