@@ -19,6 +19,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::model::trial::{Outcome, Report};
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -53,7 +55,13 @@ struct Kind {
     kind: &'static str,
 }
 
-/// Counters and timers of the process, all by the kind of object they are about. Clones share their numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    /// `pass`, `fail`, `inconclusive`, `wait`, or what was to blame for an error.
+    outcome: &'static str,
+}
+
+/// Counters and timers of the process. Clones share their numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -61,6 +69,11 @@ pub struct Metrics {
     errors: Family<Kind, Counter>,
     seconds: Family<Kind, Histogram>,
     writes: Family<Kind, Counter>,
+    trials: Family<Ended, Counter>,
+    trial_seconds: Histogram,
+    trial_cpu_seconds: Histogram,
+    trial_queue_seconds: Histogram,
+    trial_memory_bytes: Histogram,
 }
 
 impl Default for Metrics {
@@ -76,7 +89,28 @@ impl Default for Metrics {
         registry.register("reconcile_duration_seconds", "Time of one pass over an object", seconds.clone());
         let writes = Family::default();
         registry.register("writes", "Requests that changed something in the cluster", writes.clone());
-        Self { registry: Arc::new(registry), reconciles, errors, seconds, writes }
+        let trials = Family::default();
+        registry.register("trials", "Trials of gates that ended, by what came of them", trials.clone());
+        let trial_seconds = Histogram::new([0.001, 0.01, 0.1, 1.0, 5.0, 30.0, 120.0]);
+        registry.register("trial_duration_seconds", "Wall time of one trial of a gate", trial_seconds.clone());
+        let trial_cpu_seconds = Histogram::new([0.0001, 0.001, 0.01, 0.1, 0.5, 2.0]);
+        registry.register("trial_cpu_seconds", "CPU time of one trial of a gate", trial_cpu_seconds.clone());
+        let trial_queue_seconds = Histogram::new([0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]);
+        registry.register("trial_queue_seconds", "Time a trial waited for its turn", trial_queue_seconds.clone());
+        let trial_memory_bytes = Histogram::new([1e5, 1e6, 4e6, 16e6, 64e6, 256e6]);
+        registry.register("trial_memory_bytes", "Peak memory of one trial of a gate", trial_memory_bytes.clone());
+        Self {
+            registry: Arc::new(registry),
+            reconciles,
+            errors,
+            seconds,
+            writes,
+            trials,
+            trial_seconds,
+            trial_cpu_seconds,
+            trial_queue_seconds,
+            trial_memory_bytes,
+        }
     }
 }
 
@@ -99,6 +133,23 @@ impl Metrics {
     /// An object of `kind` was written.
     pub fn wrote(&self, kind: &'static str) {
         self.writes.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A trial of a gate ended.
+    pub fn tried(&self, report: &Report) {
+        let outcome = match &report.outcome {
+            Outcome::Pass(_) => "pass",
+            Outcome::Fail(_) => "fail",
+            Outcome::Inconclusive(_) => "inconclusive",
+            Outcome::Wait { .. } => "wait",
+            Outcome::Error { blame, .. } => blame.code(),
+        };
+        self.trials.get_or_create(&Ended { outcome }).inc();
+        self.trial_seconds.observe(report.cost.wall.as_secs_f64());
+        self.trial_cpu_seconds.observe(report.cost.cpu.as_secs_f64());
+        self.trial_queue_seconds.observe(report.cost.queued.as_secs_f64());
+        // Bytes of a trial are far below what a float holds exactly.
+        self.trial_memory_bytes.observe(report.cost.memory as f64);
     }
 
     /// Everything in the OpenMetrics text format.

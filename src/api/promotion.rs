@@ -1,12 +1,15 @@
 //! `Promotion`: the record of one upgrade to one revision. Written by the operator alone; it outlives crashes,
 //! and after the upgrade it is the history.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::{
+    ByteString,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
+};
 use kube::CustomResource;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::model::trial::{Denial, Measurement};
+use crate::model::trial::{Denial, Link, Measurement};
 
 /// What the upgrade is about. Never changes.
 #[allow(clippy::duplicated_attributes, reason = "columns of one type are not one column")]
@@ -58,6 +61,9 @@ pub struct PromotionStatus {
     /// The evidence, one entry for each gate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateEvidence>,
+    /// Gates that judge again while a person is awaited; what they said before stands in `gates` until they have ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rechecks: Vec<GateEvidence>,
     /// The Pods that were judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<JudgedPod>,
@@ -116,6 +122,19 @@ pub struct GateEvidence {
     /// Not before this time is it run again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<MicroTime>,
+    /// What its last wait left for the next trial, at most 4 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bytes")]
+    pub state: Option<ByteString>,
+    /// The pass holds until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<MicroTime>,
+    /// True where the policy waives a gate without knowledge, and this one had none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waived: bool,
+    /// True where the gate is recorded and not obeyed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// What it said.
     pub outcome: GateOutcome,
     /// CamelCase word.
@@ -127,6 +146,9 @@ pub struct GateEvidence {
     /// Numbers that justify it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measurements: Vec<Measurement>,
+    /// Pages that show more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
     /// Targets it asked for and was not granted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<Denial>,
@@ -139,6 +161,10 @@ pub struct GateEvidence {
     /// What it used up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<GateCost>,
+}
+
+fn bytes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "byte" })
 }
 
 /// What a gate said.

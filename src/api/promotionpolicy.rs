@@ -69,11 +69,48 @@ pub struct Gate {
     #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('1h')").message("must be at least 0s and at most 1h"))]
     pub retry_backoff: String,
+    /// `Enforce`, or `DryRun`: recorded and never obeyed.
+    #[serde(default)]
+    pub enforcement: Enforcement,
+    /// What becomes of an upgrade about which this gate has no knowledge: it could not run, or broke too often.
+    #[serde(default)]
+    pub on_error: Lack,
+    /// Likewise where the gate looked and could not tell.
+    #[serde(default)]
+    pub on_inconclusive: Lack,
+    /// A gate that passed judges again after this time for as long as a person is awaited; off if absent. Its evidence
+    /// stands until the new outcome is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('168h')").message("must be at least 1s and at most 168h"))]
+    pub recheck_interval: Option<String>,
     /// Time for all trials of one judgement together, waits included.
     #[serde(default = "defaults::deadline")]
     #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('168h')").message("must be more than 0s and at most 168h"))]
     pub deadline: String,
+}
+
+/// Whether a gate is obeyed.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Enforcement {
+    /// Nothing is promoted that it did not pass.
+    #[default]
+    Enforce,
+    /// Its outcome is recorded, and nothing waits for it.
+    DryRun,
+}
+
+/// What follows from a lack of knowledge.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Lack {
+    /// The upgrade is held until somebody looks.
+    #[default]
+    Hold,
+    /// As if the gate had said no.
+    Fail,
+    /// The gate is waived for this revision, which evidence and an Event say.
+    Waive,
 }
 
 /// The plugin of a gate.

@@ -206,8 +206,6 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             scope: scope.clone(),
             library: library.clone(),
             installed: installed.clone(),
-            // Whether an upgrade still needs what a plugin was is for its promotion to say. To keep is always safe.
-            pinned: Arc::new(|_| true),
             metrics: metrics.clone(),
             ready: readiness.expect(format!("GatePlugins and ConfigMaps of {scope}")),
             shutdown: shutdown.clone(),

@@ -206,6 +206,7 @@ fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
         span("retryBackoff", &entry.retry_backoff),
         span("deadline", &entry.deadline),
     );
+    let recheck_interval = entry.recheck_interval.as_ref().map(|text| span("recheckInterval", text));
     Gate {
         name: format!("{policy}/{}", entry.name),
         plugin: entry.plugin_ref.name.clone(),
@@ -214,6 +215,10 @@ fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
         max_attempts: entry.max_attempts,
         retry_backoff,
         deadline,
+        enforcement: entry.enforcement,
+        on_error: entry.on_error,
+        on_inconclusive: entry.on_inconclusive,
+        recheck_interval,
         hash: names::hash(&[&serde_json::json!(entry).to_string()], 16),
         problem,
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use kube::runtime::reflector::ObjectRef;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use tokio::net::TcpStream;
 
 use super::reconcile::Context;
@@ -19,7 +19,7 @@ use crate::{
     model::{
         Intent, Plan,
         observed::{Connection, ConnectionKey, Plugin},
-        trial::{Limits, Moment, Trial},
+        trial::{Digest, Limits, Moment, Trial},
     },
 };
 
@@ -43,32 +43,51 @@ pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
+    ctx.installed.pin(key(&ObjectRef::from_obj(dataplane)), pins(plan));
     let limits = Limits::default();
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
-            let gates = Arc::clone(&ctx.host);
+            let (gates, metrics) = (Arc::clone(&ctx.host), ctx.metrics.clone());
             let trial = Trial {
                 id: planned.id.clone(),
+                namespace: dataplane.namespace().unwrap_or_default(),
                 digest: planned.digest.clone(),
                 settings: planned.gate.settings.clone(),
                 moment: Moment::BeforePromotion,
                 timeout: planned.gate.timeout,
                 limits,
                 targets: planned.targets.clone(),
+                state: planned.state.clone(),
                 candidate: planned.candidate.clone(),
                 stable: planned.stable.clone(),
             };
-            (planned.key.clone(), move |voice: Voice<_>| async move { voice.say(gates.run(trial).await) })
+            (planned.key.clone(), move |voice: Voice<_>| async move {
+                let report = gates.run(trial).await;
+                metrics.tried(&report);
+                voice.say(report);
+            })
         }),
     );
     let connect = plan.connect.iter().map(|key| (key.clone(), |voice| ask(key.clone(), voice)));
     ctx.connections.advance(&owner, connect);
 }
 
+/// The bytes that an upgrade under way was begun with: until it ends, nobody may let them go.
+fn pins(plan: &Plan) -> BTreeSet<Digest> {
+    let open = plan.promotion.iter().filter(|promotion| promotion.status.verdict.is_none());
+    let judged = open.flat_map(|promotion| promotion.status.gates.iter().chain(&promotion.status.rechecks));
+    judged.filter(|entry| !entry.digest.is_empty()).map(|entry| Digest::from(entry.digest.clone())).collect()
+}
+
+fn key(dataplane: &ObjectRef<DataPlane>) -> Key {
+    Key::new(dataplane.namespace.clone().unwrap_or_default(), &*dataplane.name)
+}
+
 /// Cancels everything of a DataPlane that goes or has gone.
 pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
     let owner = owner(dataplane);
+    ctx.installed.pin(key(dataplane), BTreeSet::new());
     ctx.trials.cancel(&owner);
     ctx.connections.cancel(&owner);
     ctx.backoff.succeeded(dataplane);

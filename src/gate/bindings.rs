@@ -35,10 +35,16 @@ pub(super) fn outcome(answer: Result<Verdict, Trouble>, limits: &Limits) -> Outc
         Ok(Verdict::Pass(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Pass),
         Ok(Verdict::Fail(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Fail),
         Ok(Verdict::Inconclusive(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Inconclusive),
-        Ok(Verdict::Wait(later)) => match reason(later.reason, limits) {
-            Ok(reason) => Outcome::Wait { reason, after: Duration::from_millis(later.after.into()) },
-            Err(error) => error,
-        },
+        Ok(Verdict::Wait(later)) => {
+            let size = later.state.as_ref().map_or(0, Vec::len);
+            if size > limits.state {
+                let message = format!("the state of a wait has {size} bytes, at most {} are kept", limits.state);
+                return Outcome::Error { blame: Blame::MessageTooLarge, message, retry: false };
+            }
+            let after = Duration::from_millis(later.after.into());
+            reason(later.reason, limits)
+                .map_or_else(|error| error, |reason| Outcome::Wait { reason, after, state: later.state })
+        }
         Err(trouble) => Outcome::Error {
             blame: Blame::GateTrouble,
             message: text::cut(&trouble.message, limits.message),

@@ -13,6 +13,7 @@
 //! | `host` | what a guest may call: one file per interface of the contract |
 //! | `bindings` | the contract as Rust, and its types as our nouns |
 //! | `text` | a guest's words on their way to people |
+//! | `turns` | who may run next, fair between namespaces |
 //!
 //! A run goes `runner` -> `store` -> guest -> `host` and back, and whatever happens on the way is an
 //! [`Outcome`]: what is not a verdict is an error, so nothing can pass by breaking.
@@ -28,6 +29,7 @@ mod runner;
 mod schema;
 mod store;
 mod text;
+mod turns;
 
 pub mod jobs;
 

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{Semaphore, SemaphorePermit, watch},
-    time::timeout,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -27,9 +27,10 @@ use super::{
     schema::Schema,
     store::{self, Ran, State, error},
     text,
+    turns::{Turn, Turns},
 };
 use crate::model::trial::{
-    Blame, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+    Blame, Cost, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
 };
 
 /// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
@@ -76,8 +77,8 @@ pub struct LocalGateHost {
 struct Shared {
     sandbox: Sandbox,
     plugins: RwLock<HashMap<Digest, Arc<Plugin>>>,
-    /// A permit per slot of the pool: an exhausted pool is an error, a semaphore is a queue.
-    slots: Semaphore,
+    /// A turn for each slot of the pool: an exhausted pool is an error, turns are a queue.
+    slots: Turns,
     /// One at a time: a compiler takes all the CPU and hundreds of megabytes it is given.
     compiler: Semaphore,
 }
@@ -110,7 +111,7 @@ impl LocalGateHost {
         let shared = Shared {
             sandbox: Sandbox::new(trials)?,
             plugins: RwLock::default(),
-            slots: Semaphore::new(usize::try_from(trials).unwrap_or(Semaphore::MAX_PERMITS)),
+            slots: Turns::new(usize::try_from(trials).unwrap_or(usize::MAX)),
             compiler: Semaphore::new(1),
         };
         let presence = watch::Sender::new(Presence::Here(0));
@@ -170,11 +171,9 @@ impl Shared {
     }
 
     /// Waits for a free slot, no longer than the trial itself may take.
-    async fn slot(&self, patience: Duration) -> Result<SemaphorePermit<'_>, Outcome> {
-        match timeout(patience, self.slots.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => Err(error(Blame::Host, "the gate host is busy with other trials")),
-        }
+    async fn slot(&self, namespace: &str, patience: Duration) -> Result<Turn, Outcome> {
+        let turn = timeout(patience, self.slots.take(namespace)).await;
+        turn.map_err(|_| error(Blame::Host, "the gate host is busy with other trials"))
     }
 
     async fn load(self: Arc<Self>, bytes: Bytes) -> Result<Loaded, LoadError> {
@@ -209,7 +208,7 @@ impl Shared {
 
     /// Asks a plugin about itself, with nothing granted.
     async fn describe(&self, pre: &GatePre<State>, digest: &Digest) -> Result<bindings::Description, Outcome> {
-        let _slot = self.slot(QUIET_WALL).await?;
+        let _slot = self.slot("", QUIET_WALL).await?;
         let trial = quiet("describe", digest.clone(), Value::Null);
         let ran = store::run(&self.sandbox, pre, trial, |store, gate| {
             Box::pin(async move { gate.sluice_gate_evaluator().call_describe(store).await })
@@ -223,7 +222,7 @@ impl Shared {
         if !problems.is_empty() {
             return Ok(problems);
         }
-        let _slot = self.slot(QUIET_WALL).await?;
+        let _slot = self.slot("", QUIET_WALL).await?;
         let text = settings.to_string();
         let trial = quiet("validate", digest, settings);
         let limits = trial.limits;
@@ -244,10 +243,12 @@ impl Shared {
             Ok(problems) => return Report::of(invalid_settings(&problems)),
             Err(outcome) => return Report::of(outcome),
         }
-        let _slot = match self.slot(trial.timeout).await {
+        let asked = Instant::now();
+        let _slot = match self.slot(&trial.namespace, trial.timeout).await {
             Ok(slot) => slot,
             Err(outcome) => return Report::of(outcome),
         };
+        let queued = asked.elapsed();
         let limits = trial.limits;
         let settings = trial.settings.to_string();
         let Ran { answer, record, cost } = store::run(&self.sandbox, &plugin.pre, trial, |store, gate| {
@@ -270,10 +271,12 @@ impl Shared {
         Report {
             outcome,
             measurements: record.measurements,
+            links: record.links,
+            valid_for: record.valid_for,
             denials: record.denials,
             answered: record.answered,
             log: record.log.into_lines(),
-            cost,
+            cost: Cost { queued, ..cost },
             unverified_tls: record.unverified_tls,
         }
     }
@@ -304,7 +307,9 @@ fn quiet(id: &str, digest: Digest, settings: Value) -> Trial {
         moment: Moment::BeforePromotion,
         timeout: QUIET_WALL,
         limits: Limits { cpu: QUIET_CPU, memory: QUIET_MEMORY, requests: 0, ..Limits::default() },
+        namespace: String::new(),
         targets: Vec::new(),
+        state: None,
         candidate: None,
         stable: None,
     }

@@ -1,6 +1,6 @@
 //! One run of a guest: a fresh store, its limits, and how it came to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::time::{Instant, timeout};
@@ -97,7 +97,13 @@ pub(super) async fn run<T>(
         Err(_) => Err(error(Blame::Timeout, format!("did not end within {} ms", limit.as_millis()))),
     };
     let State { record, memory, .. } = store.into_data();
-    let cost = Cost { cpu: meter.spent(), wall: began.elapsed(), memory: memory.peak(), requests: record.requests };
+    let cost = Cost {
+        queued: Duration::ZERO,
+        cpu: meter.spent(),
+        wall: began.elapsed(),
+        memory: memory.peak(),
+        requests: record.requests,
+    };
     Ran { answer, record, cost }
 }
 

@@ -26,12 +26,8 @@ use crate::{
         Scope,
         backoff::{Backoff, jitter},
     },
-    model::trial::Digest,
     telemetry::{Expectation, Metrics},
 };
-
-/// Says whether an upgrade under way was promised to be judged by these bytes.
-pub type Pinned = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
 
 /// What the controller of one scope is made of.
 pub struct Setup {
@@ -43,8 +39,6 @@ pub struct Setup {
     pub library: Arc<Library>,
     /// What others are told, shared by all scopes.
     pub installed: Installed,
-    /// A plugin that was replaced stays loaded as long as it is pinned.
-    pub pinned: Pinned,
     /// Counts passes and writes.
     pub metrics: Metrics,
     /// Met when the caches are full.
@@ -55,7 +49,7 @@ pub struct Setup {
 
 /// Installs plugins until shutdown.
 pub async fn run(setup: Setup) {
-    let Setup { client, scope, library, installed, pinned, metrics, ready, shutdown } = setup;
+    let Setup { client, scope, library, installed, metrics, ready, shutdown } = setup;
 
     let (plugins, writer) = reflector::store::<GatePlugin>();
     let (deleted, scope_of_deleted, installed_without) = (plugins.clone(), scope.clone(), installed.clone());
@@ -125,7 +119,7 @@ pub async fn run(setup: Setup) {
             tokio::time::sleep(HOUSEKEEPING).await;
             forget_deleted(&installed, &scope, &plugins);
             context.memory.retain(|key| exists(&plugins, key));
-            library.collect(|digest| installed.uses(digest) || pinned(digest)).await;
+            library.collect(|digest| installed.uses(digest)).await;
         }
     };
     tokio::join!(controller, shutdown.run_until_cancelled(housekeeping));

@@ -50,13 +50,19 @@ pub struct Installed(Arc<watch::Sender<Table>>);
 struct Table {
     unlisted_scopes: usize,
     plugins: BTreeMap<Key, Plugin>,
+    /// What upgrades under way were begun with, by DataPlane.
+    pins: BTreeMap<Key, BTreeSet<Digest>>,
 }
 
 impl Installed {
     /// Knows nothing until each of `scopes` scopes was listed once.
     #[must_use]
     pub fn awaiting(scopes: usize) -> Self {
-        Self(Arc::new(watch::Sender::new(Table { unlisted_scopes: scopes, plugins: BTreeMap::new() })))
+        Self(Arc::new(watch::Sender::new(Table {
+            unlisted_scopes: scopes,
+            plugins: BTreeMap::new(),
+            pins: BTreeMap::new(),
+        })))
     }
 
     /// Whether `plugin` can be run now; `None` where there is no such object. Until the plugins were listed, every
@@ -95,10 +101,25 @@ impl Installed {
         })
     }
 
-    /// True if some plugin stands for `digest`.
+    /// True if some plugin stands for `digest`, or an upgrade under way was begun with it.
     #[must_use]
     pub fn uses(&self, digest: &Digest) -> bool {
-        self.0.borrow().plugins.values().any(|state| matches!(state, Plugin::Ready(used) if used == digest))
+        let table = self.0.borrow();
+        table.plugins.values().any(|state| matches!(state, Plugin::Ready(used) if used == digest))
+            || table.pins.values().any(|pins| pins.contains(digest))
+    }
+
+    /// The bytes that judge an upgrade of `dataplane`, whatever is installed meanwhile; none when it has ended.
+    pub fn pin(&self, dataplane: Key, digests: BTreeSet<Digest>) {
+        // Nobody waits for a pin.
+        self.0.send_if_modified(|table| {
+            if digests.is_empty() {
+                table.pins.remove(&dataplane);
+            } else {
+                table.pins.insert(dataplane, digests);
+            }
+            false
+        });
     }
 
     /// One scope was listed and holds `plugins`.
@@ -187,6 +208,16 @@ mod tests {
         installed.reload(|plugin| plugin.namespace == "elsewhere");
         let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&Key::new(namespace, "smoke")));
         assert_eq!(now, [Some(Plugin::Loading), Some(failed), Some(ready("sha256:2"))]);
+    }
+
+    #[test]
+    fn what_an_upgrade_was_begun_with_is_used_until_it_has_ended() {
+        let (installed, digest) = (Installed::awaiting(0), Digest::from("sha256:1".to_owned()));
+        assert!(!installed.uses(&digest));
+        installed.pin(Key::new("a", "dp"), [digest.clone()].into());
+        assert!(installed.uses(&digest));
+        installed.pin(Key::new("a", "dp"), BTreeSet::new());
+        assert!(!installed.uses(&digest));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod reconcile;
 mod source;
 mod status;
 
-pub use controller::{Pinned, Setup, run};
+pub use controller::{Setup, run};
 pub use installed::{Installed, Key};
 pub use library::Library;
 pub use source::SourceError;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use super::{Revision, Wish};
+use crate::api::promotionpolicy::{Enforcement, Lack};
 
 /// The DataPlane an intent belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +140,14 @@ pub struct Gate {
     pub retry_backoff: Duration,
     /// Time for all trials together.
     pub deadline: Duration,
+    /// Whether it is obeyed.
+    pub enforcement: Enforcement,
+    /// What follows where it has no knowledge.
+    pub on_error: Lack,
+    /// What follows where it could not tell.
+    pub on_inconclusive: Lack,
+    /// How long a pass stands before it is asked for again.
+    pub recheck_interval: Option<Duration>,
     /// Hash of all of the above: evidence holds for exactly this entry.
     pub hash: String,
     /// What is wrong with the entry itself, if anything: it then cannot run.

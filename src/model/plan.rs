@@ -213,6 +213,8 @@ pub struct PlannedTrial {
     pub gate: Gate,
     /// What it may speak to.
     pub targets: Vec<Target>,
+    /// What its last wait left behind.
+    pub state: Option<Vec<u8>>,
     /// The candidate as JSON.
     pub candidate: Option<String>,
     /// The stable side as JSON.

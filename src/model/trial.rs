@@ -107,6 +107,10 @@ pub struct Limits {
     pub log: usize,
     /// Measurements kept.
     pub measurements: usize,
+    /// Links kept.
+    pub links: usize,
+    /// Bytes of the state a wait leaves behind; over it the trial is an error.
+    pub state: usize,
     /// Requests a trial may send.
     pub requests: u32,
     /// Requests in flight at once.
@@ -123,6 +127,8 @@ impl Default for Limits {
             message: 512,
             log: 64 << 10,
             measurements: 8,
+            links: 4,
+            state: 4 << 10,
             requests: 10_000,
             concurrency: 64,
             body: 1 << 20,
@@ -135,6 +141,8 @@ impl Default for Limits {
 pub struct Trial {
     /// As in the operator's logs and Events.
     pub id: String,
+    /// Whose turn it is; all trials of a namespace wait in one line.
+    pub namespace: String,
     /// Which plugin.
     pub digest: Digest,
     /// The gate's settings, a JSON object.
@@ -147,6 +155,8 @@ pub struct Trial {
     pub limits: Limits,
     /// What the gate may speak to.
     pub targets: Vec<Target>,
+    /// What the gate's last wait left behind.
+    pub state: Option<Vec<u8>>,
     /// The candidate as JSON (metadata, spec, revision, images), if the gate may know it.
     pub candidate: Option<String>,
     /// The stable side likewise.
@@ -224,6 +234,8 @@ pub enum Outcome {
         reason: Reason,
         /// How long at least.
         after: Duration,
+        /// What the next trial is to find, at most 4 KiB.
+        state: Option<Vec<u8>>,
     },
     /// No knowledge.
     Error {
@@ -250,6 +262,15 @@ pub struct Measurement {
     pub threshold: Option<f64>,
 }
 
+/// A page that shows more than a verdict can say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Link {
+    /// What it shows.
+    pub title: String,
+    /// `http` or `https`.
+    pub url: String,
+}
+
 /// A target a gate asked for and was not granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Denial {
@@ -264,9 +285,11 @@ pub struct Denial {
 /// What a trial used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
+    /// Time until its turn came.
+    pub queued: Duration,
     /// CPU time.
     pub cpu: Duration,
-    /// Wall time.
+    /// Wall time, without that.
     pub wall: Duration,
     /// Peak bytes of memory.
     pub memory: usize,
@@ -281,6 +304,10 @@ pub struct Report {
     pub outcome: Outcome,
     /// At most `Limits::measurements`; the last value of a name wins.
     pub measurements: Vec<Measurement>,
+    /// Pages, at most `Limits::links`.
+    pub links: Vec<Link>,
+    /// How long a pass holds, if not for ever.
+    pub valid_for: Option<Duration>,
     /// Refused targets, at most 8 names.
     pub denials: Vec<Denial>,
     /// Endpoints that answered a request.
@@ -301,6 +328,8 @@ impl Report {
         Self {
             outcome,
             measurements: Vec::new(),
+            links: Vec::new(),
+            valid_for: None,
             denials: Vec::new(),
             answered: Vec::new(),
             log: Vec::new(),

@@ -71,8 +71,8 @@ pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Optio
         });
     }
     for gate in &spec.gates {
-        for (field, text) in
-            [("timeout", &gate.timeout), ("retryBackoff", &gate.retry_backoff), ("deadline", &gate.deadline)]
+        let spans = [("timeout", &gate.timeout), ("retryBackoff", &gate.retry_backoff), ("deadline", &gate.deadline)];
+        for (field, text) in spans.into_iter().chain(gate.recheck_interval.iter().map(|text| ("recheckInterval", text)))
         {
             if let Err(message) = duration::parse(text) {
                 findings.push(Finding { wrong: Wrong::InvalidDuration, at: at(gate, field), message });

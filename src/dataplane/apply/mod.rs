@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -109,19 +109,19 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         ApprovalPlan::Consume => writer.remove_approval(None).await?,
     }
     if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
-        writer.promotion_status(name, Some(version), status).await?;
+        writer.promotion_status(publish::recorded(observed, name), name, Some(version), status).await?;
     }
     for object in records {
         let found = observed.records.iter().find(|record| record.name.as_ref() == Some(&object.name));
         match found {
-            None => writer.make::<ControllerRevision>(object, false).await?,
+            None => writer.put_on_record::<ControllerRevision>(object).await?,
             Some(record) if object.body["revision"] != record.ordinal => writer.mark(object).await?,
             Some(_) => {}
         }
     }
     if let Some(promotion) = promotion.as_ref().filter(|promotion| promotion.opens) {
         let body = super::build::promotion(writer.intent, promotion);
-        writer.make::<Promotion>(&Object::new(promotion.name.clone(), body), false).await?;
+        writer.put_on_record::<Promotion>(&Object::new(promotion.name.clone(), body)).await?;
     }
     for order in certificates {
         let found = named(&observed.secrets, &order.name);
@@ -268,15 +268,50 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        let conflict = match self.apply::<K>(&absent).await {
-            Err(error) if error.is_conflict() => error,
-            made => return made.map(|()| None),
-        };
+        match self.apply::<K>(&absent).await {
+            Err(error) if error.is_conflict() => self.ours::<K>(object, error).await.map(Some),
+            made => made.map(|()| None),
+        }
+    }
+
+    /// Makes a record. Nothing of it is ever applied again, so nobody has to know which of its fields are ours, and the
+    /// API makes it with less work.
+    async fn put_on_record<K>(&self, object: &Object) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let record = serde_json::from_value::<K>(object.body.clone());
+        let record = record.map_err(|source| failed::<K>("make", &object.name, kube::Error::SerdeError(source)))?;
+        let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+        let made = self.api::<K>().create(&params, &record).await;
+        match made.map_err(|source| failed::<K>("make", &object.name, source)) {
+            Ok(made) => {
+                self.remember(&made);
+                Ok(())
+            }
+            Err(error) if error.is_conflict() => {
+                self.ours::<K>(object, error).await?;
+                self.apply::<K>(object).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is in the way of an object that was to be made, if it is ours.
+    async fn ours<K>(&self, object: &Object, conflict: Error) -> Result<K, Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
         let found = self.api::<K>().get_opt(&object.name).await;
         match found.map_err(|source| failed::<K>("read", &object.name, source))? {
-            Some(found) if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) => {
-                Ok(Some(found))
-            }
+            Some(found) if found.owner_references().iter().any(|owner| owner.uid == self.intent.owner.uid) => Ok(found),
             Some(_) => Err(Error::Taken { kind: kind::<K>(), name: object.name.clone() }),
             None => Err(conflict),
         }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Error, Writer, failed};
 use crate::{
     api::{DataPlane, Promotion, dataplane::DataPlaneStatus, promotion::PromotionStatus},
-    dataplane::{build, status::Note},
+    dataplane::status::Note,
     model::{Observed, Phase, Plan, names},
 };
 
@@ -31,10 +31,10 @@ pub async fn publish(
     status: &DataPlaneStatus,
 ) -> Result<(), Error> {
     if let Some(promotion) = &plan.promotion {
-        let found = observed.promotions.iter().find(|found| found.name_any() == promotion.name);
-        let recorded = found.and_then(|found| found.status.as_ref());
+        let recorded = recorded(observed, &promotion.name);
         if recorded != Some(&promotion.status) {
-            writer.promotion_status(&promotion.name, promotion.resource_version.as_deref(), &promotion.status).await?;
+            let only_if = promotion.resource_version.as_deref();
+            writer.promotion_status(recorded, &promotion.name, only_if, &promotion.status).await?;
         }
     }
     if observed.status.as_ref() != Some(status) {
@@ -42,6 +42,11 @@ pub async fn publish(
         writer.dataplane_status(observed.status.as_ref(), status, only_if).await?;
     }
     Ok(())
+}
+
+/// The status of an upgrade as observed.
+pub(super) fn recorded<'a>(observed: &'a Observed, name: &str) -> Option<&'a PromotionStatus> {
+    observed.promotions.iter().find(|found| found.name_any() == name)?.status.as_ref()
 }
 
 /// Publishes why the cluster could not be made what was planned. Of the upgrade only what moves traffic back is
@@ -117,15 +122,20 @@ fn replacing(before: &Value, mut after: Value) -> Value {
 }
 
 impl Writer<'_> {
+    /// By merge: nobody else writes it, and an apply costs the API several times as much.
     pub(super) async fn promotion_status(
         &self,
+        before: Option<&PromotionStatus>,
         name: &str,
         resource_version: Option<&str>,
         status: &PromotionStatus,
     ) -> Result<(), Error> {
-        let body = build::promotion_status(self.intent, name, resource_version, status);
-        let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let written = self.api::<Promotion>().patch_status(name, &params, &Patch::Apply(&body)).await;
+        let mut body = json!({ "status": replacing(&json!(before), json!(status)) });
+        if let Some(version) = resource_version {
+            body["metadata"] = json!({ "resourceVersion": version });
+        }
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let written = self.api::<Promotion>().patch_status(name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<Promotion>("write the status of", name, source))?);
         Ok(())
     }

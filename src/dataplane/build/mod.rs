@@ -13,14 +13,11 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::{
-    api::promotion::PromotionStatus,
-    model::{
-        Intent, Observed, Plan,
-        names::{self, State},
-        observed::RecordData,
-        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord},
-    },
+use crate::model::{
+    Intent, Observed, Plan,
+    names::{self, State},
+    observed::RecordData,
+    plan::{ApprovalPlan, PlannedPromotion, PlannedRecord},
 };
 
 /// Every object of one DataPlane as it should be, in the order in which it is written.
@@ -206,26 +203,6 @@ pub fn promotion(intent: &Intent, planned: &PlannedPromotion) -> Value {
             "generation": planned.generation,
         },
     })
-}
-
-/// The body of a `Promotion`'s status, to be written only to the resource version this pass decided on.
-#[must_use]
-pub fn promotion_status(
-    intent: &Intent,
-    name: &str,
-    resource_version: Option<&str>,
-    status: &PromotionStatus,
-) -> Value {
-    let mut body = json!({
-        "apiVersion": "sluice.dev/v1alpha1",
-        "kind": "Promotion",
-        "metadata": { "name": name, "namespace": intent.owner.namespace },
-        "status": status,
-    });
-    if let Some(version) = resource_version {
-        body["metadata"]["resourceVersion"] = version.into();
-    }
-    body
 }
 
 /// The Secrets that the Pods of a Deployment mount.

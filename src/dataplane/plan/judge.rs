@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::{
+    ByteString,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
+};
 
 use super::facts::{Judgement, after};
 use crate::{
-    api::promotion::{GateCost, GateEvidence, GateOutcome},
+    api::{
+        promotion::{GateCost, GateEvidence, GateOutcome},
+        promotionpolicy::{Enforcement, Lack},
+    },
     model::{
         Gate,
         observed::{Observed, Plugin, TrialKey},
@@ -20,43 +26,78 @@ use crate::{
 pub struct Judged {
     /// One entry for each gate that was ever begun, in the order of the policies.
     pub evidence: Vec<GateEvidence>,
+    /// Gates that passed and judge again.
+    pub rechecks: Vec<GateEvidence>,
     /// What it says together.
     pub judgement: Judgement,
-    /// Attempts that are on record and have to run: gate and key.
-    pub running: Vec<(Gate, TrialKey, Digest)>,
+    /// Attempts that are on record and have to run.
+    pub running: Vec<Running>,
     /// When to look again.
     pub again: Option<Timestamp>,
     /// What a person should read first.
     pub message: String,
 }
 
-/// Judges every gate. `recorded` is the evidence as observed; `may_run` says that the candidate can be asked.
+/// An attempt that has to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Running {
+    /// The gate.
+    pub gate: Gate,
+    /// What the attempt is known by.
+    pub key: TrialKey,
+    /// The bytes that judge.
+    pub digest: Digest,
+    /// What the gate's last wait left behind.
+    pub state: Option<Vec<u8>>,
+}
+
+/// What gates are judged with.
+#[derive(Clone, Copy)]
+pub struct Bench<'a> {
+    /// UID of the upgrade's record, once there is one.
+    pub promotion: Option<&'a str>,
+    /// Everything as observed.
+    pub observed: &'a Observed,
+    /// The candidate can be asked.
+    pub may_run: bool,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Judges every gate. `recorded` and `rechecks` are the evidence as observed.
 #[must_use]
-pub fn judge(
-    gates: &[Gate],
-    recorded: &[GateEvidence],
-    promotion: Option<&str>,
-    observed: &Observed,
-    may_run: bool,
-    now: Timestamp,
-) -> Judged {
+pub fn judge(gates: &[Gate], recorded: &[GateEvidence], rechecks: &[GateEvidence], bench: Bench<'_>) -> Judged {
     let mut judged = Judged {
         evidence: Vec::new(),
+        rechecks: Vec::new(),
         judgement: Judgement::Passed,
         running: Vec::new(),
         again: None,
         message: String::new(),
     };
     for gate in gates {
-        let prior = recorded.iter().find(|entry| entry.name == gate.name && entry.entry_hash == gate.hash);
-        let entry = match prior {
-            None if may_run => begin(gate, None, 1, observed, now),
-            // On record from the start: a gate that is taken away later voids an approval given before.
-            None => pending(gate, observed),
-            Some(prior) => advance(gate, prior, promotion, observed, may_run, now),
+        let find = |entries: &'_ [GateEvidence]| {
+            entries.iter().find(|entry| entry.name == gate.name && entry.entry_hash == gate.hash).cloned()
         };
-        note(&mut judged, gate, &entry, prior, promotion, may_run);
-        judged.evidence.push(entry);
+        let prior = find(recorded);
+        let mut entry = match &prior {
+            None if bench.may_run => begin(gate, 1, Begun::default(), bench),
+            // On record from the start: a gate that is taken away later voids an approval given before.
+            None => pending(gate, bench),
+            Some(prior) => advance(gate, prior, bench),
+        };
+        judged.run(gate, &entry, prior.as_ref(), bench);
+        let before = find(rechecks);
+        if let Some(recheck) = recheck(gate, &entry, before.as_ref(), bench) {
+            if is_final(recheck.outcome) {
+                entry = recheck;
+            } else {
+                judged.run(gate, &recheck, before.as_ref(), bench);
+                judged.rechecks.push(recheck);
+            }
+        }
+        entry.waived = waives(gate, entry.outcome);
+        judged.note(gate, entry, bench);
     }
     if judged.message.is_empty() && judged.judgement == Judgement::Undecided {
         let decided = judged.evidence.iter().filter(|entry| entry.outcome == GateOutcome::Pass).count();
@@ -65,35 +106,98 @@ pub fn judge(
     judged
 }
 
-/// What an entry adds to the whole. Only an attempt that is on record already may run.
-fn note(
-    judged: &mut Judged,
-    gate: &Gate,
-    entry: &GateEvidence,
-    prior: Option<&GateEvidence>,
-    promotion: Option<&str>,
-    may_run: bool,
-) {
-    let said = match entry.outcome {
-        GateOutcome::Pass => Judgement::Passed,
-        GateOutcome::Fail => Judgement::Failed,
-        GateOutcome::Inconclusive | GateOutcome::Error => Judgement::Held,
-        GateOutcome::Pending | GateOutcome::Running | GateOutcome::Waiting | GateOutcome::Retrying => {
-            Judgement::Undecided
+impl Judged {
+    /// Has an attempt run, if it is on record already, and looks again when there is something to see.
+    fn run(&mut self, gate: &Gate, entry: &GateEvidence, prior: Option<&GateEvidence>, bench: Bench<'_>) {
+        if !is_final(entry.outcome) {
+            self.look_at(entry.not_before.as_ref().map(|at| at.0));
         }
+        if let (GateOutcome::Running, true, Some(promotion)) = (entry.outcome, bench.may_run, bench.promotion)
+            && prior == Some(entry)
+        {
+            self.running.push(Running {
+                gate: gate.clone(),
+                key: key(promotion, entry),
+                digest: Digest::from(entry.digest.clone()),
+                state: entry.state.clone().map(|state| state.0),
+            });
+        }
+    }
+
+    /// What an entry adds to the whole.
+    fn note(&mut self, gate: &Gate, entry: GateEvidence, bench: Bench<'_>) {
+        let said = says(gate, entry.outcome);
+        self.judgement = worse(self.judgement, said);
+        if matches!(said, Judgement::Failed | Judgement::Held) && (self.message.is_empty() || said == self.judgement) {
+            self.message = sentence(&entry);
+        }
+        if entry.outcome == GateOutcome::Pass {
+            self.look_at(entry.valid_until.as_ref().map(|at| at.0));
+            self.look_at(due(gate, &entry).filter(|_| bench.may_run));
+        }
+        self.evidence.push(entry);
+    }
+
+    fn look_at(&mut self, at: Option<Timestamp>) {
+        self.again = [self.again, at].into_iter().flatten().min();
+    }
+}
+
+/// What an outcome says about the upgrade, by the rules of its gate.
+fn says(gate: &Gate, outcome: GateOutcome) -> Judgement {
+    let lack = |rule| match rule {
+        Lack::Hold => Judgement::Held,
+        Lack::Fail => Judgement::Failed,
+        Lack::Waive => Judgement::Passed,
     };
-    judged.judgement = worse(judged.judgement, said);
-    if matches!(said, Judgement::Failed | Judgement::Held) && (judged.message.is_empty() || said == judged.judgement) {
-        judged.message = sentence(entry);
+    match (gate.enforcement, outcome) {
+        (Enforcement::DryRun, _) | (Enforcement::Enforce, GateOutcome::Pass) => Judgement::Passed,
+        (Enforcement::Enforce, GateOutcome::Fail) => Judgement::Failed,
+        (Enforcement::Enforce, GateOutcome::Inconclusive) => lack(gate.on_inconclusive),
+        (Enforcement::Enforce, GateOutcome::Error) => lack(gate.on_error),
+        (
+            Enforcement::Enforce,
+            GateOutcome::Pending | GateOutcome::Running | GateOutcome::Waiting | GateOutcome::Retrying,
+        ) => Judgement::Undecided,
     }
-    if let Some(at) = entry.not_before.as_ref().filter(|_| said == Judgement::Undecided) {
-        judged.again = Some(judged.again.map_or(at.0, |again| again.min(at.0)));
+}
+
+/// A lack of knowledge that the policy's author does without. Said where it happens.
+fn waives(gate: &Gate, outcome: GateOutcome) -> bool {
+    let rule = match outcome {
+        GateOutcome::Inconclusive => gate.on_inconclusive,
+        GateOutcome::Error => gate.on_error,
+        GateOutcome::Pending
+        | GateOutcome::Running
+        | GateOutcome::Waiting
+        | GateOutcome::Retrying
+        | GateOutcome::Pass
+        | GateOutcome::Fail => return false,
+    };
+    rule == Lack::Waive && gate.enforcement == Enforcement::Enforce
+}
+
+fn is_final(outcome: GateOutcome) -> bool {
+    match outcome {
+        GateOutcome::Pass | GateOutcome::Fail | GateOutcome::Inconclusive | GateOutcome::Error => true,
+        GateOutcome::Pending | GateOutcome::Running | GateOutcome::Waiting | GateOutcome::Retrying => false,
     }
-    if let (GateOutcome::Running, true, Some(promotion), Some(prior)) = (entry.outcome, may_run, promotion, prior)
-        && prior == entry
-    {
-        judged.running.push((gate.clone(), key(promotion, entry), Digest::from(entry.digest.clone())));
-    }
+}
+
+/// When a gate that passed judges again.
+fn due(gate: &Gate, entry: &GateEvidence) -> Option<Timestamp> {
+    Some(after(entry.finished_at.as_ref()?.0, gate.recheck_interval?))
+}
+
+/// The next judgement of a gate that passed, by the same bytes; none while it is not due or cannot be begun.
+fn recheck(gate: &Gate, entry: &GateEvidence, prior: Option<&GateEvidence>, bench: Bench<'_>) -> Option<GateEvidence> {
+    let at = due(gate, entry).filter(|_| entry.outcome == GateOutcome::Pass && bench.may_run)?;
+    let recheck = match prior {
+        Some(prior) => advance(gate, prior, bench),
+        None if at <= bench.now => begin(gate, 1, Begun { digest: entry.digest.clone(), ..Begun::default() }, bench),
+        None => return None,
+    };
+    (recheck.outcome != GateOutcome::Pending).then_some(recheck)
 }
 
 /// A `no` outranks missing knowledge, which outranks an open question.
@@ -124,68 +228,86 @@ fn key(promotion: &str, entry: &GateEvidence) -> TrialKey {
 }
 
 /// A gate that has not been asked.
-fn pending(gate: &Gate, observed: &Observed) -> GateEvidence {
+fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
     GateEvidence {
         name: gate.name.clone(),
         plugin: gate.plugin.clone(),
         entry_hash: gate.hash.clone(),
         attempt: 0,
-        host: observed.host.clone(),
+        host: bench.observed.host.clone(),
+        dry_run: gate.enforcement == Enforcement::DryRun,
         ..GateEvidence::default()
+    }
+}
+
+/// What an attempt takes over from those before it.
+#[derive(Clone, Debug, Default)]
+struct Begun {
+    /// When the first of them began.
+    since: Option<Time>,
+    /// The bytes that judged: pinned until they have said something. Empty where nothing has judged yet.
+    digest: String,
+    /// What the last wait left behind.
+    state: Option<ByteString>,
+}
+
+impl Begun {
+    fn by(prior: &GateEvidence) -> Self {
+        Self { since: prior.since.clone(), digest: prior.digest.clone(), state: prior.state.clone() }
     }
 }
 
 /// A new attempt, unless the plugin is still being loaded. A gate that cannot run is an error on record, so that the
 /// upgrade is held with a reason and not lost.
-fn begin(gate: &Gate, prior: Option<&GateEvidence>, attempt: i32, observed: &Observed, now: Timestamp) -> GateEvidence {
-    let since = prior.and_then(|prior| prior.since.clone()).or(Some(Time(now)));
-    let entry = GateEvidence { attempt, since, ..pending(gate, observed) };
+fn begin(gate: &Gate, attempt: i32, begun: Begun, bench: Bench<'_>) -> GateEvidence {
+    let since = begun.since.clone().or(Some(Time(bench.now)));
+    let entry = GateEvidence { attempt, since, ..pending(gate, bench) };
     let blocked = |reason: &str, message: String| GateEvidence {
         outcome: GateOutcome::Error,
         reason: Some(reason.into()),
         message: Some(message),
         ..entry.clone()
     };
+    let run = |digest: String| GateEvidence {
+        digest,
+        outcome: GateOutcome::Running,
+        started_at: Some(MicroTime(bench.now)),
+        state: begun.state.clone(),
+        ..entry.clone()
+    };
     if let Some(problem) = &gate.problem {
         return blocked("InvalidPolicy", problem.clone());
     }
-    match observed.plugins.get(&gate.plugin) {
+    match bench.observed.plugins.get(&gate.plugin) {
         None => blocked("PluginNotFound", format!("pluginRef.name: there is no GatePlugin {:?}", gate.plugin)),
-        Some(Plugin::Loading) => prior.cloned().unwrap_or_else(|| pending(gate, observed)),
+        Some(Plugin::Loading) => GateEvidence { since: begun.since, digest: begun.digest, ..pending(gate, bench) },
+        // Whatever is installed since: an upgrade is judged by the bytes it was begun with.
+        Some(Plugin::Ready(_) | Plugin::Failed { .. }) if !begun.digest.is_empty() => run(begun.digest),
         Some(Plugin::Failed { reason, message }) => {
             blocked("PluginNotReady", format!("GatePlugin {}: {reason}: {message}", gate.plugin))
         }
-        Some(Plugin::Ready(digest)) => GateEvidence {
-            digest: digest.to_string(),
-            outcome: GateOutcome::Running,
-            started_at: Some(MicroTime(now)),
-            ..entry
-        },
+        Some(Plugin::Ready(digest)) => run(digest.to_string()),
     }
 }
 
 /// What becomes of an entry that is on record.
-fn advance(
-    gate: &Gate,
-    prior: &GateEvidence,
-    promotion: Option<&str>,
-    observed: &Observed,
-    may_run: bool,
-    now: Timestamp,
-) -> GateEvidence {
-    let again = |attempt, since: Option<&GateEvidence>| {
-        if may_run { begin(gate, since, attempt, observed, now) } else { prior.clone() }
-    };
+fn advance(gate: &Gate, prior: &GateEvidence, bench: Bench<'_>) -> GateEvidence {
+    let Bench { promotion, observed, may_run, now } = bench;
+    let again = |attempt, begun| if may_run { begin(gate, attempt, begun, bench) } else { prior.clone() };
     match prior.outcome {
-        GateOutcome::Pending => again(1, None),
+        GateOutcome::Pending => again(1, Begun::by(prior)),
+        GateOutcome::Pass if prior.valid_until.as_ref().is_some_and(|until| until.0 <= now) => {
+            let begun = Begun { digest: prior.digest.clone(), ..Begun::default() };
+            if may_run { begin(gate, 1, begun, bench) } else { pending(gate, bench) }
+        }
         // A pass stands for the bytes that gave it, whatever is installed since.
         GateOutcome::Pass => prior.clone(),
         // Other bytes may know better; so may a plugin that could not run before.
         GateOutcome::Fail | GateOutcome::Inconclusive | GateOutcome::Error => {
             match observed.plugins.get(&gate.plugin) {
-                Some(Plugin::Ready(digest)) if digest.as_str() != prior.digest => again(1, None),
+                Some(Plugin::Ready(digest)) if digest.as_str() != prior.digest => again(1, Begun::default()),
                 _ if prior.digest.is_empty() => {
-                    let next = again(1, None);
+                    let next = again(1, Begun::default());
                     let same = next.reason == prior.reason && next.message == prior.message;
                     if same { prior.clone() } else { next }
                 }
@@ -202,7 +324,11 @@ fn advance(
                 return prior.clone();
             }
             let attempt = prior.attempt + i32::from(prior.outcome == GateOutcome::Retrying);
-            again(attempt, Some(prior))
+            match again(attempt, Begun::by(prior)) {
+                // Its host is loading it again: it waits where it is.
+                next if next.outcome == GateOutcome::Pending => prior.clone(),
+                next => next,
+            }
         }
     }
 }
@@ -229,6 +355,7 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
         finished_at: Some(MicroTime(now)),
         not_before: None,
         measurements: report.measurements.clone(),
+        links: report.links.clone(),
         denied: report.denials.clone(),
         answered: report.answered.clone(),
         unverified_tls: report.unverified_tls,
@@ -241,13 +368,17 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
         entry.message = Some(message.to_owned());
     };
     let ends = prior.since.as_ref().map_or(Timestamp::MAX, |since| after(since.0, gate.deadline));
-    let mut later = None;
+    let (mut later, mut left, mut valid_until) = (None, None, None);
     match &report.outcome {
-        Outcome::Pass(reason) => say(GateOutcome::Pass, &reason.code, &reason.message),
+        Outcome::Pass(reason) => {
+            valid_until = report.valid_for.map(|span| MicroTime(after(now, span)));
+            say(GateOutcome::Pass, &reason.code, &reason.message);
+        }
         Outcome::Fail(reason) => say(GateOutcome::Fail, &reason.code, &reason.message),
         Outcome::Inconclusive(reason) => say(GateOutcome::Inconclusive, &reason.code, &reason.message),
-        Outcome::Wait { reason, after: pause } if after(now, *pause) <= ends => {
+        Outcome::Wait { reason, after: pause, state } if after(now, *pause) <= ends => {
             later = Some(after(now, *pause));
+            left = state.clone().map(ByteString);
             say(GateOutcome::Waiting, &reason.code, &reason.message);
         }
         Outcome::Wait { reason, .. } => {
@@ -258,14 +389,14 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
             let next = after(now, gate.retry_backoff);
             if *retry && prior.attempt < gate.max_attempts && next <= ends {
                 later = Some(next);
+                left = prior.state.clone();
                 say(GateOutcome::Retrying, blame.code(), message);
             } else {
                 say(GateOutcome::Error, blame.code(), message);
             }
         }
     }
-    entry.not_before = later.map(MicroTime);
-    entry
+    GateEvidence { not_before: later.map(MicroTime), state: left, valid_until, ..entry }
 }
 
 #[cfg(test)]
@@ -283,6 +414,10 @@ mod tests {
             max_attempts,
             retry_backoff: Duration::from_secs(5),
             deadline: Duration::from_secs(60),
+            enforcement: Enforcement::Enforce,
+            on_error: Lack::Hold,
+            on_inconclusive: Lack::Hold,
+            recheck_interval: None,
             hash: "hash".into(),
             problem: None,
         }
@@ -308,13 +443,27 @@ mod tests {
         Reason { code: code.into(), message: "because".into() }
     }
 
-    /// Judges with the evidence of the pass before, and the outcome of the attempt that runs.
-    fn step(evidence: &[GateEvidence], outcome: Option<Outcome>, max_attempts: i32, second: i64) -> Judged {
+    fn bench(observed: &Observed, second: i64) -> Bench<'_> {
+        Bench { promotion: Some("uid"), observed, may_run: true, now: now(second) }
+    }
+
+    /// Judges with the evidence of the pass before, and the report of the attempt that runs.
+    fn next(gate: Gate, before: &Judged, report: Option<Report>, second: i64) -> Judged {
         let mut observed = ready();
-        if let (Some(outcome), Some(entry)) = (outcome, evidence.first()) {
-            observed.trials.insert(key("uid", entry), Arc::new(Report::of(outcome)));
+        if let (Some(report), Some(entry)) = (report, before.rechecks.first().or(before.evidence.first())) {
+            observed.trials.insert(key("uid", entry), Arc::new(report));
         }
-        judge(&[gate(max_attempts)], evidence, Some("uid"), &observed, true, now(second))
+        judge(&[gate], &before.evidence, &before.rechecks, bench(&observed, second))
+    }
+
+    fn nothing() -> Judged {
+        judge(&[], &[], &[], bench(&ready(), 0))
+    }
+
+    /// The same with the outcome alone.
+    fn step(evidence: &[GateEvidence], outcome: Option<Outcome>, max_attempts: i32, second: i64) -> Judged {
+        let before = Judged { evidence: evidence.to_vec(), ..nothing() };
+        next(gate(max_attempts), &before, outcome.map(Report::of), second)
     }
 
     #[test]
@@ -361,7 +510,10 @@ mod tests {
 
     #[test]
     fn waiting_uses_no_attempt_and_ends_at_the_deadline() {
-        let wait = |seconds| Some(Outcome::Wait { reason: reason("Soaking"), after: Duration::from_secs(seconds) });
+        let wait = |seconds| {
+            let after = Duration::from_secs(seconds);
+            Some(Outcome::Wait { reason: reason("Soaking"), after, state: None })
+        };
         let begun = step(&[], None, 1, 0).evidence;
         let waiting = step(&begun, wait(30), 1, 1);
         assert_eq!((waiting.evidence[0].outcome, waiting.again), (GateOutcome::Waiting, Some(now(31))));
@@ -385,9 +537,7 @@ mod tests {
 
     #[test]
     fn a_plugin_that_cannot_run_holds_with_a_reason_until_it_can() {
-        let judge = |plugin, evidence: &[GateEvidence]| {
-            judge(&[gate(3)], evidence, Some("uid"), &observed(plugin), true, now(0))
-        };
+        let judge = |plugin, evidence: &[GateEvidence]| judge(&[gate(3)], evidence, &[], bench(&observed(plugin), 0));
         let missing = judge(None, &[]);
         assert_eq!(
             (missing.judgement, missing.evidence[0].reason.as_deref()),
@@ -407,7 +557,7 @@ mod tests {
         let begun = step(&[], None, 3, 0).evidence;
         let passed = step(&begun, Some(Outcome::Pass(reason("Good"))), 3, 1).evidence;
         let changed = Gate { hash: "other".into(), ..gate(3) };
-        assert_eq!(judge(&[changed], &passed, Some("uid"), &ready(), true, now(2)).judgement, Judgement::Undecided);
+        assert_eq!(judge(&[changed], &passed, &[], bench(&ready(), 2)).judgement, Judgement::Undecided);
     }
 
     #[test]
@@ -416,10 +566,107 @@ mod tests {
         let replaced = observed(Some(Plugin::Ready(Digest::from("sha256:b".to_owned()))));
         let after = |outcome| {
             let evidence = step(&begun, Some(outcome), 3, 1).evidence;
-            judge(&[gate(3)], &evidence, Some("uid"), &replaced, true, now(2)).judgement
+            judge(&[gate(3)], &evidence, &[], bench(&replaced, 2)).judgement
         };
         assert_eq!(after(Outcome::Pass(reason("Good"))), Judgement::Passed);
         assert_eq!(after(Outcome::Fail(reason("Bad"))), Judgement::Undecided);
+    }
+
+    fn pass() -> Option<Report> {
+        Some(Report::of(Outcome::Pass(reason("Good"))))
+    }
+
+    #[test]
+    fn what_a_wait_leaves_is_there_in_the_next_trial_and_after_an_error_too() {
+        let state = Some(vec![1, 2]);
+        let wait = Outcome::Wait { reason: reason("Soaking"), after: Duration::from_secs(1), state: state.clone() };
+        let waiting = step(&step(&[], None, 3, 0).evidence, Some(wait), 3, 1);
+        let again = step(&waiting.evidence, None, 3, 2).evidence;
+        assert_eq!(step(&again, None, 3, 3).running[0].state, state);
+        let broken = Outcome::Error { blame: Blame::Trap, message: String::new(), retry: true };
+        let retrying = step(&again, Some(broken), 3, 3).evidence;
+        let again = step(&retrying, None, 3, 10).evidence;
+        assert_eq!(step(&again, None, 3, 11).running[0].state, state);
+        assert_eq!(step(&again, Some(Outcome::Pass(reason("Good"))), 3, 12).evidence[0].state, None);
+    }
+
+    #[test]
+    fn a_pass_that_expires_is_asked_for_again_by_the_same_bytes() {
+        let report = pass().map(|report| Report { valid_for: Some(Duration::from_secs(10)), ..report });
+        let begun = next(gate(3), &nothing(), None, 0);
+        let passed = next(gate(3), &begun, report, 1);
+        assert_eq!((passed.judgement, passed.again), (Judgement::Passed, Some(now(11))));
+        assert_eq!(next(gate(3), &passed, None, 10).judgement, Judgement::Passed);
+        let expired = next(gate(3), &passed, None, 11);
+        assert_eq!((expired.judgement, expired.evidence[0].outcome), (Judgement::Undecided, GateOutcome::Running));
+        let observed = ready();
+        let unasked = Bench { may_run: false, ..bench(&observed, 11) };
+        assert_eq!(judge(&[gate(3)], &passed.evidence, &[], unasked).judgement, Judgement::Undecided);
+    }
+
+    #[test]
+    fn a_recheck_leaves_the_old_pass_standing_until_it_has_ended() {
+        let gate = || Gate { recheck_interval: Some(Duration::from_secs(60)), ..gate(2) };
+        let begun = next(gate(), &nothing(), None, 0);
+        let passed = next(gate(), &begun, pass(), 1);
+        assert_eq!((passed.again, passed.rechecks.len()), (Some(now(61)), 0));
+        let due = next(gate(), &passed, None, 61);
+        assert_eq!(
+            (due.judgement, due.rechecks[0].outcome, due.running.len()),
+            (Judgement::Passed, GateOutcome::Running, 0)
+        );
+        let running = next(gate(), &due, None, 62);
+        assert_eq!((running.judgement, running.running.len()), (Judgement::Passed, 1));
+        let good = next(gate(), &running, pass(), 63);
+        assert_eq!((good.judgement, good.rechecks.len(), good.again), (Judgement::Passed, 0, Some(now(123))));
+        let bad = next(gate(), &running, Some(Report::of(Outcome::Fail(reason("Bad")))), 63);
+        assert_eq!((bad.judgement, bad.rechecks.len()), (Judgement::Failed, 0));
+        let error = || Some(Report::of(Outcome::Error { blame: Blame::Trap, message: String::new(), retry: true }));
+        let retrying = next(gate(), &running, error(), 63);
+        assert_eq!((retrying.judgement, retrying.rechecks[0].outcome), (Judgement::Passed, GateOutcome::Retrying));
+        let second = next(gate(), &next(gate(), &retrying, None, 70), error(), 71);
+        assert_eq!((second.judgement, second.evidence[0].outcome), (Judgement::Held, GateOutcome::Error));
+    }
+
+    #[test]
+    fn the_author_of_a_policy_says_what_follows_from_a_lack_of_knowledge() {
+        let rows = [
+            (Lack::Hold, Judgement::Held, false),
+            (Lack::Fail, Judgement::Failed, false),
+            (Lack::Waive, Judgement::Passed, true),
+        ];
+        let error = Outcome::Error { blame: Blame::InvalidSettings, message: String::new(), retry: false };
+        for (rule, judgement, waived) in rows {
+            let on_error = Gate { on_error: rule, ..gate(1) };
+            let on_inconclusive = Gate { on_inconclusive: rule, ..gate(1) };
+            for (gate, outcome) in [(on_error, error.clone()), (on_inconclusive, Outcome::Inconclusive(reason("Odd")))]
+            {
+                let begun = next(gate.clone(), &nothing(), None, 0);
+                let judged = next(gate, &begun, Some(Report::of(outcome)), 1);
+                assert_eq!((judged.judgement, judged.evidence[0].waived), (judgement, waived), "{rule:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_dry_run_is_recorded_and_neither_obeyed_nor_waited_for() {
+        let dry = || Gate { enforcement: Enforcement::DryRun, ..gate(1) };
+        let begun = next(dry(), &nothing(), None, 0);
+        assert_eq!((begun.judgement, begun.evidence[0].outcome), (Judgement::Passed, GateOutcome::Running));
+        assert_eq!(next(dry(), &begun, None, 1).running.len(), 1);
+        let failed = next(dry(), &begun, Some(Report::of(Outcome::Fail(reason("Bad")))), 1);
+        assert_eq!((failed.judgement, failed.evidence[0].outcome), (Judgement::Passed, GateOutcome::Fail));
+        assert!(failed.evidence[0].dry_run && failed.message.is_empty());
+    }
+
+    #[test]
+    fn attempts_go_on_with_the_bytes_they_were_begun_with() {
+        let error = Outcome::Error { blame: Blame::Timeout, message: "slow".into(), retry: true };
+        let retrying = step(&step(&[], None, 3, 0).evidence, Some(error), 3, 1).evidence;
+        let after = |plugin| judge(&[gate(3)], &retrying, &[], bench(&observed(Some(plugin)), 6)).evidence;
+        let replaced = after(Plugin::Ready(Digest::from("sha256:b".to_owned())));
+        assert_eq!((replaced[0].outcome, replaced[0].digest.as_str()), (GateOutcome::Running, "sha256:a"));
+        assert_eq!(after(Plugin::Loading), retrying, "a host that came back loads it first");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 
 use self::{
     facts::{Candidate, Facts, Judgement, Traffic as Moved, Upgrade, Wanted},
-    judge::Judged,
+    judge::{Bench, Judged, Running},
 };
 use crate::{
     api::promotion::{Approval, Commit, Promotion, PromotionStatus, Verdict},
@@ -110,11 +110,13 @@ impl<'a> Scene<'a> {
         let recorded = upgrade.and_then(|open| open.status.as_ref());
         // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now.
         let stands = recorded.is_none_or(|status| status.pods.iter().all(|pod| judged_pods.contains(pod)));
-        let evidence =
-            recorded.filter(|_| stands || ready == Candidate::NotReady).map_or(&[][..], |status| &status.gates);
+        let standing = recorded.filter(|_| stands || ready == Candidate::NotReady);
+        let (evidence, rechecks) =
+            standing.map_or((&[][..], &[][..]), |status| (&status.gates[..], &status.rechecks[..]));
         let may_run = ready == Candidate::Answers && upgrade.is_some() && !moving;
         let uid = upgrade.and_then(ResourceExt::uid);
-        let judged = judge::judge(&intent.rules.gates, evidence, uid.as_deref(), observed, may_run, now);
+        let bench = Bench { promotion: uid.as_deref(), observed, may_run, now };
+        let judged = judge::judge(&intent.rules.gates, evidence, rechecks, bench);
 
         let facts = Facts {
             strategy: intent.strategy,
@@ -313,17 +315,18 @@ impl<'a> Scene<'a> {
     }
 
     fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
-        if !matches!(phase, Phase::Judging | Phase::Refused) {
+        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting) {
             return Vec::new();
         }
         let running = self.judged.running.iter();
         running
-            .map(|(gate, key, digest)| PlannedTrial {
+            .map(|Running { gate, key, digest, state }| PlannedTrial {
                 id: format!("{}/{}/{}", self.intent.owner.namespace, self.intent.owner.name, key.gate),
                 key: key.clone(),
                 digest: digest.clone(),
                 gate: gate.clone(),
                 targets: targets::of(self.intent, self.observed, &self.candidate),
+                state: state.clone(),
                 candidate: self.staged.as_ref().map(|(wish, revision)| {
                     targets::manifest(self.intent, self.observed, &self.candidate, wish, revision)
                 }),
@@ -476,6 +479,7 @@ impl<'a> Scene<'a> {
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
             gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
+            rechecks: if moving { Vec::new() } else { self.judged.rechecks.clone() },
             pods: if moving || self.facts.candidate == Candidate::NotReady {
                 before.pods.clone()
             } else {

@@ -295,6 +295,7 @@ pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlan
         let message = format!("the approval is not honoured: {}", plan.message);
         notes.push(Note { warning: true, reason: plan.reason.as_str().into(), message });
     }
+    notes.extend(waived(observed, plan));
     for type_ in ["Stalled", "CertificateExpiring"] {
         if let Some(condition) = find(after, type_)
             && find(&before, type_).map(|before| before.message).as_ref() != Some(&condition.message)
@@ -304,6 +305,18 @@ pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlan
         }
     }
     notes
+}
+
+/// Gates that the policy does without since this pass.
+fn waived<'a>(observed: &'a Observed, plan: &'a Plan) -> impl Iterator<Item = Note> + 'a {
+    let recorded = observed.open().and_then(|open| open.status.as_ref()).map_or(&[][..], |status| &status.gates);
+    let known = |name: &str| recorded.iter().any(|entry| entry.waived && entry.name == name);
+    let gates = plan.promotion.iter().flat_map(|promotion| &promotion.status.gates);
+    gates.filter(move |entry| entry.waived && !known(&entry.name)).map(|entry| {
+        let reason = entry.reason.as_deref().unwrap_or("Unknown");
+        let message = format!("gate {} is waived by its policy: {reason}", entry.name);
+        Note { warning: true, reason: "GateWaived".into(), message }
+    })
 }
 
 fn newly_approved(observed: &Observed, plan: &Plan) -> bool {

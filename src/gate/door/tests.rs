@@ -80,6 +80,7 @@ fn report(id: &str) -> Report {
         ..Report::of(Outcome::Wait {
             reason: Reason { code: "Later".into(), message: id.to_owned() },
             after: Duration::from_millis(1500),
+            state: Some(vec![1, 2]),
         })
     }
 }
@@ -87,6 +88,7 @@ fn report(id: &str) -> Report {
 fn trial() -> Trial {
     Trial {
         id: "ns/dp/gate".into(),
+        namespace: "ns".into(),
         digest: Digest::of(b"gate"),
         settings: json!({ "a": [1, "b"] }),
         moment: Moment::BeforePromotion,
@@ -99,6 +101,7 @@ fn trial() -> Trial {
             host: "a.b.svc".into(),
             endpoints: vec![Endpoint { name: "pod-a".into(), address: ([10, 1, 0, 1], 8443).into() }],
         }],
+        state: Some(vec![0, 255]),
         candidate: Some("{}".into()),
         stable: None,
     }

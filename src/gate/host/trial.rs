@@ -11,7 +11,7 @@ use crate::{
         store::State,
         text,
     },
-    model::trial::{Denial, Measurement},
+    model::trial::{Denial, Link, Measurement},
 };
 
 /// Bytes of one line of log, fields included.
@@ -21,6 +21,10 @@ const LINE: usize = 4 << 10;
 const FIELDS: usize = 32;
 const FIELD: usize = 256;
 
+/// Bytes of a link's title and of its URL.
+const TITLE: usize = 64;
+const URL: usize = 512;
+
 /// Denied names kept, and bytes of each: enough to see what a gate is after.
 const DENIALS: usize = 8;
 const DENIED_NAME: usize = 128;
@@ -29,6 +33,8 @@ const DENIED_NAME: usize = 128;
 #[derive(Debug, Default)]
 pub(in crate::gate) struct Record {
     pub(in crate::gate) measurements: Vec<Measurement>,
+    pub(in crate::gate) links: Vec<Link>,
+    pub(in crate::gate) valid_for: Option<Duration>,
     pub(in crate::gate) denials: Vec<Denial>,
     pub(in crate::gate) answered: Vec<String>,
     pub(in crate::gate) log: Log,
@@ -52,6 +58,19 @@ impl Record {
             Ok(())
         } else {
             Err("there are too many")
+        }
+    }
+
+    /// Keeps a link. Says so where it is not kept: a page is shown to people, so it has to be one.
+    fn link(&mut self, link: Link, limit: usize) -> Result<(), &'static str> {
+        let web = link.url.starts_with("https://") || link.url.starts_with("http://");
+        if !web || link.url.len() > URL || !link.url.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Err("it is no http or https URL of at most 512 visible ASCII characters")
+        } else if self.links.len() >= limit {
+            Err("there are too many")
+        } else {
+            self.links.push(link);
+            Ok(())
         }
     }
 
@@ -166,8 +185,7 @@ impl Host for State {
 
     async fn state(&mut self) -> Result<Option<Vec<u8>>> {
         self.enter().await?;
-        // Nothing is kept between two trials yet, which is what a gate sees that never waited.
-        Ok(None)
+        Ok(self.trial.state.clone())
     }
 
     async fn sleep(&mut self, milliseconds: u32) -> Result<()> {
@@ -193,18 +211,16 @@ impl Host for State {
 
     async fn valid_for(&mut self, milliseconds: u32) -> Result<()> {
         self.enter().await?;
-        // Said aloud instead of ignored: the gate's author counts on it.
-        self.note(
-            "warn",
-            "evidence does not expire in this version",
-            &[("milliseconds".into(), milliseconds.to_string())],
-        );
+        self.record.valid_for = Some(Duration::from_millis(milliseconds.into()));
         Ok(())
     }
 
     async fn link(&mut self, title: String, url: String) -> Result<()> {
         self.enter().await?;
-        self.note("info", "link", &[("title".into(), title), ("url".into(), url)]);
+        let link = Link { title: text::cut(&title, TITLE), url };
+        if let Err(why) = self.record.link(link, self.trial.limits.links) {
+            self.note("warn", "a link was dropped", &[("title".into(), title), ("why".into(), why.into())]);
+        }
         Ok(())
     }
 }
@@ -256,6 +272,18 @@ mod tests {
             assert!(record.measure(measurement(name, value), 8).is_err(), "{name} {value}");
         }
         assert_eq!(record.measurements, []);
+    }
+
+    #[test]
+    fn links_are_pages_and_their_number_is_bounded() {
+        let link = |url: &str| Link { title: "report".into(), url: url.into() };
+        let mut record = Record::default();
+        assert_eq!(record.link(link("https://reports.example.com/1"), 1), Ok(()));
+        assert!(record.link(link("https://reports.example.com/2"), 1).is_err());
+        for url in ["javascript:alert(1)", "ftp://a", "https://a b", "", &format!("https://{}", "a".repeat(512))] {
+            assert!(record.link(link(url), 8).is_err(), "{url}");
+        }
+        assert_eq!(record.links, [link("https://reports.example.com/1")]);
     }
 
     #[test]

@@ -209,7 +209,7 @@ async fn a_trial_that_gets_no_slot_within_its_limit_blames_the_host() {
 #[tokio::test]
 async fn a_gate_that_waits_says_for_what_and_how_long() {
     let report = run(&host(), fixture("wait", &[]), |_| {}).await;
-    let Outcome::Wait { reason, after } = report.outcome else { panic!("{report:?}") };
+    let Outcome::Wait { reason, after, .. } = report.outcome else { panic!("{report:?}") };
     assert_eq!((reason.code.as_str(), reason.message.as_str()), ("Good", "fine"));
     assert_eq!(after, Duration::from_millis(1500));
 }

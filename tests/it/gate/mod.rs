@@ -71,12 +71,14 @@ pub(crate) fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
 fn trial(digest: &Digest) -> Trial {
     Trial {
         id: "test".into(),
+        namespace: "ns".into(),
         digest: digest.clone(),
         settings: json!({}),
         moment: Moment::BeforePromotion,
         timeout: PATIENCE,
         limits: Limits::default(),
         targets: Vec::new(),
+        state: None,
         candidate: None,
         stable: None,
     }
