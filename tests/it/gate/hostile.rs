@@ -11,7 +11,7 @@ use sluice::{
 };
 use tokio::net::TcpListener;
 
-use super::{PATIENCE, assert_blames, assert_passes, candidate, fixture, host, run, text, trial};
+use super::{PATIENCE, assert_blames, assert_passes, candidate, fixture, heard, host, run, text, trial};
 
 /// CPU for guests that would take for ever: enough to be seen, not enough to wait for.
 const CPU: Duration = Duration::from_millis(50);
@@ -207,9 +207,14 @@ async fn a_trial_that_gets_no_slot_within_its_limit_blames_the_host() {
 }
 
 #[tokio::test]
-async fn a_gate_that_waits_says_for_what_and_how_long() {
-    let report = run(&host(), fixture("wait", &[]), |_| {}).await;
-    let Outcome::Wait { reason, after, .. } = report.outcome else { panic!("{report:?}") };
+async fn a_gate_that_waits_says_for_what_and_how_long_and_finds_what_it_left() {
+    let host = host();
+    let report = run(&host, fixture("wait", &[]), |_| {}).await;
+    let Outcome::Wait { reason, after, state } = report.outcome else { panic!("{report:?}") };
     assert_eq!((reason.code.as_str(), reason.message.as_str()), ("Good", "fine"));
-    assert_eq!(after, Duration::from_millis(1500));
+    assert_eq!((after, state.as_deref()), (Duration::from_millis(1500), Some(&b"fine"[..])));
+    let again = run(&host, fixture("wait", &[]), |trial| trial.state = state).await;
+    assert_eq!(heard(&again), "fine");
+    let greedy = run(&host, fixture("wait", &[]), |trial| trial.limits.state = 3).await;
+    assert_blames(&greedy, Blame::MessageTooLarge);
 }

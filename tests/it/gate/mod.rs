@@ -125,3 +125,12 @@ fn assert_blames(report: &Report, wanted: Blame) {
 fn text(text: &str) -> Value {
     Value::String(text.into())
 }
+
+/// Says what the fixture `ask` heard: an endpoint or the kind of a failure.
+#[track_caller]
+fn heard(report: &Report) -> &str {
+    match &report.outcome {
+        Outcome::Pass(reason) => &reason.message,
+        other => panic!("{other:?}"),
+    }
+}

@@ -11,16 +11,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{assert_blames, assert_passes, candidate, fixture, host, run, text, trial};
-
-/// Says what the fixture `ask` heard: an endpoint or the kind of a failure.
-#[track_caller]
-fn heard(report: &Report) -> &str {
-    match &report.outcome {
-        Outcome::Pass(reason) => &reason.message,
-        other => panic!("{other:?}"),
-    }
-}
+use super::{assert_blames, assert_passes, candidate, fixture, heard, host, run, text, trial};
 
 /// Answers every connection with these bytes.
 async fn answering(bytes: &'static [u8]) -> SocketAddr {

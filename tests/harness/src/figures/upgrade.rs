@@ -38,7 +38,7 @@ use crate::{command, workspace};
 /// The DataPlane that is upgraded.
 const NAME: &str = "bluegreen";
 /// Upgrades in a row.
-const SERIES: usize = 12;
+const SERIES: usize = 100;
 /// What it is upgraded to, in turn.
 const IMAGES: [&str; 2] = ["kong:3.10", "kong:3.9"];
 /// Whose Pod, which side a Service sends traffic to.
