@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Installed, Key, Library,
     reconcile::{Context, Error, KIND, Memory, reconcile},
+    turns::Turns,
 };
 use crate::{
     api::GatePlugin,
@@ -79,6 +80,7 @@ pub async fn run(setup: Setup) {
         client,
         library: library.clone(),
         installed: installed.clone(),
+        turns: Turns::default(),
         config_maps: config_maps.clone(),
         memory: Memory::default(),
         backoff: Backoff::default(),
@@ -97,8 +99,8 @@ pub async fn run(setup: Setup) {
     let controller = Controller::for_stream(plugin_events, plugins.clone())
         .watches_stream(config_map_events, move |config_map| users_of(&users, &config_map))
         .reconcile_all_on(returns)
-        // Each pass may hold a component in memory, and the library loads one at a time anyhow.
-        .with_config(Config::default().concurrency(2))
+        // Without a bound: passes wait for their turn, and nobody should wait for those who wait.
+        .with_config(Config::default().concurrency(0))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(
             |plugin, context: Arc<Context>| async move {

@@ -4,6 +4,7 @@
 //! controller   watches GatePlugins, and ConfigMaps without their data; backoff; housekeeping
 //! reconcile    the pass, on one screen
 //! source       PURE   ConfigMap -> the bytes of a component, or why there are none
+//! turns        whose plugin is installed next: namespaces in turn
 //! library      what the gate host holds, by digest; each component is loaded once and let go when nobody needs it
 //! installed    what this process can run: the only answer other controllers may trust
 //! status       PURE   what came of a pass -> GatePluginStatus
@@ -15,6 +16,7 @@ mod library;
 mod reconcile;
 mod source;
 mod status;
+mod turns;
 
 pub use controller::{Setup, run};
 pub use installed::{Installed, Key};

@@ -20,6 +20,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use super::{
     Installed, Key, Library, SourceError, source,
     status::{self, Outcome},
+    turns::Turns,
 };
 use crate::{
     api::GatePlugin,
@@ -40,6 +41,7 @@ pub(super) struct Context {
     pub(super) client: Client,
     pub(super) library: Arc<Library>,
     pub(super) installed: Installed,
+    pub(super) turns: Turns,
     /// Names and versions only: a hundred components would fill the memory that trials are to have.
     pub(super) config_maps: Store<PartialObjectMeta<ConfigMap>>,
     pub(super) memory: Memory,
@@ -84,6 +86,7 @@ pub(super) async fn reconcile(plugin: Arc<GatePlugin>, ctx: Arc<Context>) -> Res
 }
 
 async fn install(key: &Key, plugin: &GatePlugin, host: Presence, ctx: &Context) -> Result<Outcome, Error> {
+    let _turn = ctx.turns.take(&key.namespace).await;
     let source = plugin.spec.source.config_map.clone();
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &key.namespace);
     let fetched = api.get_opt(&source.name).await.map_err(|error| {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice::{
-    gate::{Capacity, GateHost as _, LocalGateHost},
+    gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
     model::trial::{Blame, Limits, Outcome, Report, Scheme, Trial},
 };
 use tokio::net::TcpListener;
@@ -184,7 +184,7 @@ async fn more_trials_than_slots_wait_for_their_turn() {
 #[tokio::test]
 async fn a_trial_that_gets_no_slot_within_its_limit_blames_the_host() {
     let capacity = Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN };
-    let host = LocalGateHost::start(capacity).unwrap();
+    let host = LocalGateHost::start(capacity, Compiler::InProcess).unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let asks = host.load(fixture("ask", &[])).await.unwrap().digest;

@@ -15,7 +15,7 @@ use super::{assert_blames, assert_passes, candidate, fixture, host, run, text, t
 
 /// Says what the fixture `ask` heard: an endpoint or the kind of a failure.
 #[track_caller]
-fn heard(report: &Report) -> &str {
+pub(super) fn heard(report: &Report) -> &str {
     match &report.outcome {
         Outcome::Pass(reason) => &reason.message,
         other => panic!("{other:?}"),
