@@ -17,7 +17,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Installed, Key, Library,
+    Ceiling, Installed, Key, Library,
     reconcile::{Context, Error, KIND, Memory, reconcile},
     turns::Turns,
 };
@@ -40,6 +40,8 @@ pub struct Setup {
     pub library: Arc<Library>,
     /// What others are told, shared by all scopes.
     pub installed: Installed,
+    /// The most that a plugin may be given.
+    pub ceiling: Ceiling,
     /// Counts passes and writes.
     pub metrics: Metrics,
     /// Met when the caches are full.
@@ -50,7 +52,7 @@ pub struct Setup {
 
 /// Installs plugins until shutdown.
 pub async fn run(setup: Setup) {
-    let Setup { client, scope, library, installed, metrics, ready, shutdown } = setup;
+    let Setup { client, scope, library, installed, ceiling, metrics, ready, shutdown } = setup;
 
     let (plugins, writer) = reflector::store::<GatePlugin>();
     let (deleted, scope_of_deleted, installed_without) = (plugins.clone(), scope.clone(), installed.clone());
@@ -80,6 +82,7 @@ pub async fn run(setup: Setup) {
         client,
         library: library.clone(),
         installed: installed.clone(),
+        ceiling,
         turns: Turns::default(),
         config_maps: config_maps.clone(),
         memory: Memory::default(),

@@ -11,12 +11,13 @@ use std::{
 
 use bytes::Bytes;
 use sluice::{
-    gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Workshop},
-    model::trial::{Digest, LoadError},
+    gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Presence, RemoteGateHost, Workshop},
+    model::trial::{Blame, Digest, LoadError},
 };
 use tempfile::TempDir;
+use tokio::time::timeout;
 
-use super::{PATIENCE, assert_passes, fixture, run, trial};
+use super::{PATIENCE, assert_blames, assert_passes, fixture, run, trial};
 
 const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
 
@@ -120,36 +121,94 @@ async fn a_child_that_is_killed_costs_its_plugin_and_says_why() {
     assert_eq!(folder.artifacts(), [] as [PathBuf; 0]);
 }
 
-#[tokio::test]
-async fn a_host_without_room_for_its_pool_runs_the_same_plugins() {
+/// `sluice gate-host` in a process, behind a shell that does `first` before, and what it said once it ended.
+async fn process<T>(first: &str, work: impl AsyncFnOnce(&RemoteGateHost, &Path) -> T) -> (T, String) {
     let folder = Folder::new();
     let socket = folder.path("socket");
-    // As `ulimit -v`: with 8 GiB there is no room for a pool, which takes 4 for each memory.
-    let limited = format!("ulimit -v 8388608; exec {SLUICE} gate-host --health-probe-bind-address 127.0.0.1:0 \"$@\"");
+    let script = format!("{first}; exec {SLUICE} gate-host --health-probe-bind-address 127.0.0.1:0 \"$@\"");
     let mut host = Command::new("/bin/sh")
-        .args(["-c", &limited, "sh", "--socket"])
+        .args(["-c", &script, "sh", "--cache"])
+        .arg(folder.0.path())
+        .arg("--socket")
         .arg(&socket)
         .stderr(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let remote = sluice::gate::RemoteGateHost::at(&socket);
-    let ready = async {
-        let mut presence = remote.presence();
-        presence.wait_for(|now| matches!(now, sluice::gate::Presence::Here(_))).await.unwrap();
-        let loaded = remote.load(fixture("good", &[])).await.unwrap();
-        let refused = remote.load(five_memories()).await.expect_err("five memories");
-        (remote.run(trial(&loaded.digest)).await, refused)
-    };
-    let ended = tokio::time::timeout(PATIENCE, ready).await;
+    let remote = RemoteGateHost::at(&socket);
+    let proc = Path::new("/proc").join(host.id().to_string());
+    let worked = timeout(PATIENCE, async {
+        remote.presence().wait_for(|now| matches!(now, Presence::Here(_))).await.unwrap();
+        work(&remote, &proc).await
+    });
+    let worked = worked.await;
     host.kill().unwrap();
     let said = host.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
-    let (report, refused) = ended.unwrap_or_else(|_| panic!("{said}"));
+    (worked.unwrap_or_else(|_| panic!("{said}")), said)
+}
+
+#[tokio::test]
+async fn a_host_without_room_for_its_pool_runs_the_same_plugins() {
+    // With 8 GiB there is no room for a pool, which takes 4 for each memory.
+    let ((report, refused), said) = process("ulimit -v 8388608", async |host, _| {
+        let loaded = host.load(fixture("good", &[])).await.unwrap();
+        (host.run(trial(&loaded.digest)).await, host.load(five_memories()).await.expect_err("five memories"))
+    })
+    .await;
     assert_passes(&report);
-    assert!(said.contains("ulimit -v"), "{said}");
+    assert!(said.contains("no pool for 64 trials at once"), "{said}");
     let wanted = LoadError::TooLarge("the plugin needs 5 memories, at most 4 are given".into());
     assert_eq!(refused, wanted);
+}
+
+#[tokio::test]
+async fn threat_07_what_a_memory_bomb_took_is_given_back() {
+    let bomb = fixture("memories", &[("pages", "480")]);
+    let resident = |proc: &Path| {
+        let status = fs::read_to_string(proc.join("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    };
+    let ((before, after), said) = process(":", async |host, proc| {
+        let digest = host.load(bomb).await.unwrap().digest;
+        let bombs = || futures::future::join_all((0..16).map(|_| host.run(trial(&digest))));
+        bombs().await;
+        let before = resident(proc);
+        for _ in 0..10 {
+            bombs().await.iter().for_each(|report| assert_blames(report, Blame::MemoryLimit));
+        }
+        (before, resident(proc))
+    })
+    .await;
+    assert!(!said.contains("no pool"), "{said}");
+    // 160 bombs of 60 MiB each.
+    assert!(after < before + (32 << 20), "{before} {after}");
+}
+
+#[test]
+fn a_host_that_cannot_keep_compiled_plugins_says_so_and_ends() {
+    let run = |flags: &[&str]| {
+        let host = Command::new(SLUICE)
+            .args(["gate-host", "--health-probe-bind-address", "127.0.0.1:0", "--socket", "/nonexistent/socket"])
+            .args(flags)
+            .env("TMPDIR", "/nonexistent")
+            .output()
+            .unwrap();
+        assert!(!host.status.success());
+        String::from_utf8(host.stderr).unwrap()
+    };
+    let folder = Folder::new();
+    let (cache, key) = (folder.0.path().to_str().unwrap(), folder.path("key"));
+    fs::write(&key, "short").unwrap();
+    for (flags, words) in [
+        (vec![], "/nonexistent"),
+        (vec!["--cache", "/nonexistent"], "/nonexistent/artifacts"),
+        (vec!["--cache", cache, "--cache-key", key.to_str().unwrap()], "has 5 bytes, at least 32 are needed"),
+    ] {
+        let said = run(&flags);
+        assert!(said.contains(words) && said.contains("next:") && said.contains("--cache"), "{said}");
+    }
 }
 
 fn five_memories() -> Bytes {
