@@ -14,9 +14,10 @@ use wasmtime::{Config, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAl
 /// overrun its budget: the length of one slice of the kernel's own scheduler, roughly.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
-/// Core instances, memories and tables of one component. The largest toolchain seen needs 14 core instances
-/// (CPython), 3 memories and 3 tables (QuickJS); a plugin beyond that is refused when it is loaded.
-const CORE_INSTANCES: u32 = 16;
+/// Core instances, memories and tables of one component. The largest toolchain seen needs 38 core instances
+/// (CPython), 3 memories and 3 tables (QuickJS); a plugin beyond that is refused when it is loaded. Instances are
+/// counted only; memories and tables reserve address space.
+const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 4;
 

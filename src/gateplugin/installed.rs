@@ -241,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_those_of_the_plugin_until_it_is_forgotten() {
+        let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
+        let limits = Limits { requests: 1, ..Limits::default() };
+        installed.set(plugin.clone(), ready("sha256:1"));
+        installed.limit(plugin.clone(), limits);
+        assert_eq!((installed.limits(&plugin), installed.limits(&Key::new("b", "smoke"))), (limits, Limits::default()));
+        installed.retain(|_| false, |_| false);
+        assert_eq!(installed.limits(&plugin), Limits::default());
+    }
+
+    #[test]
     fn a_scope_forgets_only_its_own_plugins() {
         let installed = Installed::awaiting(0);
         installed.set(Key::new("a", "smoke"), ready("sha256:1"));

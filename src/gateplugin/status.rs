@@ -186,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_that_asks_for_too_much_is_not_ready_and_says_whom_to_ask() {
+        let refused = LimitsError::AboveCeiling { field: "cpu", most: "10s".into(), flag: "--max-gate-cpu" };
+        let status = report(&plugin(), &Outcome::NotAllowed(refused), Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            short(&status),
+            ["Fetched=Unknown/NotAllowed", "Compiled=Unknown/NotAllowed", "Ready=False/LimitsAboveCeiling"]
+        );
+        assert!(status.conditions[2].message.contains("--max-gate-cpu"));
+    }
+
+    #[test]
     fn a_plugin_without_bytes_forgets_what_it_was() {
         let mut plugin = plugin();
         plugin.status = Some(report(&plugin, &loaded(), Timestamp::UNIX_EPOCH));

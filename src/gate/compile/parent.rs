@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -40,6 +41,8 @@ pub struct Workshop {
     cache: Arc<Cache>,
     /// One at a time: a compiler takes all the CPU and hundreds of megabytes it is given.
     turn: Semaphore,
+    /// Time for one of them.
+    wall: Duration,
     failures: Mutex<VecDeque<(Digest, LoadError)>>,
 }
 
@@ -47,7 +50,7 @@ impl Workshop {
     /// `program` is a `sluice` of this very build: what it makes is run.
     #[must_use]
     pub fn new(program: PathBuf, cache: Cache) -> Self {
-        Self { program, cache: Arc::new(cache), turn: Semaphore::new(1), failures: Mutex::default() }
+        Self { program, cache: Arc::new(cache), turn: Semaphore::new(1), wall: WALL, failures: Mutex::default() }
     }
 
     /// The component from the cache, or compiled.
@@ -134,10 +137,10 @@ impl Workshop {
             }
             String::from_utf8_lossy(&said).into_owned()
         };
-        let ended = timeout(WALL, async { tokio::join!(feed, listen, child.wait()) }).await;
+        let ended = timeout(self.wall, async { tokio::join!(feed, listen, child.wait()) }).await;
         let Ok(((), said, status)) = ended else {
             let _ = child.kill().await;
-            return Err(LoadError::CompileFailed(format!("it took more than {} s", WALL.as_secs())));
+            return Err(LoadError::CompileFailed(format!("it took more than {} s", self.wall.as_secs())));
         };
         judge(status.map_err(unstarted)?, &said, code)
     }
@@ -197,4 +200,77 @@ fn judge(status: ExitStatus, said: &str, code: &NamedTempFile) -> Result<(), Loa
         },
     };
     Err(LoadError::CompileFailed(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::gate::compile::Key;
+
+    /// A workshop whose compiler never ends. It writes its process id to the file `pid` of the folder.
+    fn endless(wall: Duration) -> (TempDir, Workshop) {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("compiler");
+        let pid = folder.path().join("pid");
+        let text = format!("#!/bin/sh\necho $$ > {0}.part; mv {0}.part {0}; exec sleep 600\n", pid.display());
+        // Written by somebody else: a file that this process has open for writing, or a fork of it, cannot be run.
+        let write = ["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""];
+        assert!(std::process::Command::new("/bin/sh").args(write).arg(&program).arg(text).status().unwrap().success());
+        let cache = Cache::open(folder.path(), Key::random().unwrap(), 0).unwrap();
+        (folder, Workshop { wall, ..Workshop::new(program, cache) })
+    }
+
+    /// Waits until the compiler runs, and says where it can be looked at.
+    async fn running(folder: &Path) -> PathBuf {
+        loop {
+            match fs::read_to_string(folder.join("pid")) {
+                Ok(pid) => return Path::new("/proc").join(pid.trim()),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    async fn gone(process: &Path) {
+        // One that was killed stays a zombie until its parent has heard of it.
+        while fs::read_to_string(process.join("status")).is_ok_and(|status| !status.contains("State:\tZ")) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_compiler_that_takes_too_long_is_killed_and_that_is_remembered() {
+        let (folder, workshop) = endless(Duration::from_secs(1));
+        let (engine, digest) = (Engine::default(), Digest::of(b"x"));
+        let error = workshop.component(&engine, &digest, b"x").await.map(drop).unwrap_err();
+        assert_eq!(error, LoadError::CompileFailed("it took more than 1 s".into()));
+        gone(&running(folder.path()).await).await;
+        fs::remove_file(folder.path().join("pid")).unwrap();
+        assert_eq!(workshop.component(&engine, &digest, b"x").await.map(drop), Err(error));
+        assert!(!folder.path().join("pid").exists(), "nobody was started again");
+    }
+
+    #[tokio::test]
+    async fn a_compiler_for_whom_nobody_waits_is_killed() {
+        let (folder, workshop) = endless(Duration::from_secs(600));
+        let (engine, digest) = (Engine::default(), Digest::of(b"x"));
+        let process = tokio::select! {
+            process = running(folder.path()) => process,
+            ended = workshop.component(&engine, &digest, b"x") => panic!("{:?}", ended.map(drop)),
+        };
+        gone(&process).await;
+    }
+
+    #[test]
+    fn failures_are_remembered_up_to_a_number_of_them() {
+        let (_folder, workshop) = endless(Duration::ZERO);
+        let digest = |number: usize| Digest::from(number.to_string());
+        let error = LoadError::CompileFailed(String::new());
+        (0..=FAILURES).for_each(|number| workshop.remember(&digest(number), &error));
+        assert_eq!((workshop.failure(&digest(0)), workshop.failure(&digest(FAILURES))), (None, Some(error)));
+        assert_eq!(workshop.failures.lock().unwrap().len(), FAILURES);
+    }
 }

@@ -52,8 +52,10 @@ impl Folder {
     /// The compiler, behind a script that does `first` before.
     fn compiler_after(&self, first: &str) -> PathBuf {
         let script = self.path("compiler");
-        fs::write(&script, format!("#!/bin/sh\n{first}\nexec {SLUICE} \"$@\"\n")).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+        let text = format!("#!/bin/sh\n{first}\nexec {SLUICE} \"$@\"\n");
+        // Written by somebody else: a file that this process has open for writing, or a fork of it, cannot be run.
+        let write = ["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""];
+        assert!(Command::new("/bin/sh").args(write).arg(&script).arg(text).status().unwrap().success());
         script
     }
 }
@@ -263,7 +265,7 @@ fn the_child_is_confined_before_it_compiles() {
         assert_eq!(limit(name), most, "{name}");
     }
     let nice = stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap();
-    assert_eq!(nice, "10");
+    assert!(nice.parse::<i32>().unwrap() >= 10, "{nice}");
 }
 
 /// A component of one module with one function of about so many bytes, each of them an instruction.
