@@ -65,6 +65,8 @@
 //! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
 //! - **No foreign code beside the token.** `sluice operator` never runs a gate: `sluice gate-host` does, behind a Unix
 //!   socket ([`gate::RemoteGateHost`]). When it dies, its trials are interrupted attempts, and the plugins are loaded again.
+//! - **No compiler beside the gates.** A child compiles, confined, and ends ([`gate::Compiler`]); what it made is
+//!   authenticated before it is mapped ([`gate::Cache`]).
 //! - **No instance is used twice.** A trial gets a fresh store and leaves nothing behind.
 //! - **No way to pass by breaking.** Whatever is not a verdict is an error, and an error is not a pass.
 

@@ -31,6 +31,28 @@ pub const READY: &str = "Ready";
 pub struct GatePluginSpec {
     /// Where the bytes are.
     pub source: Source,
+    /// What each of its trials may use up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<PluginLimits>,
+}
+
+/// What a trial of a plugin may use up. The operator's flags say how much that can be at most; over it the plugin is not
+/// ready.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginLimits {
+    /// CPU time, as in `500ms` or `2s`. Default `2s`. Waiting costs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Bytes of all its memories and tables, as in `64Mi`. Default `64Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Requests. Default 10000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<i64>,
+    /// Bytes of all requests and answers, as in `256Mi`. Default `256Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<String>,
 }
 
 /// Where the bytes of a plugin are.

@@ -4,6 +4,7 @@ use std::{fs, io::ErrorKind, num::NonZeroU32, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{net::UnixListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,8 @@ use super::{
     process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end},
 };
 use crate::{
-    gate::{self, Capacity, LocalGateHost},
+    gate::{self, Cache, Capacity, Compiler, Key, LocalGateHost, Workshop},
+    model::quantity,
     telemetry::{self, Readiness},
 };
 
@@ -29,6 +31,26 @@ pub(super) struct Flags {
     /// Trials at once; more wait for their turn. Each may use up to 64 MiB
     #[arg(long, env = "SLUICE_MAX_CONCURRENT_TRIALS", default_value = "64", value_name = "N")]
     max_concurrent_trials: NonZeroU32,
+
+    /// Folder for compiled plugins, of which it makes one of its own; default: a temporary folder that goes with the process
+    #[arg(long, env = "SLUICE_CACHE", value_name = "DIR", help_heading = "Compiled plugins")]
+    cache: Option<PathBuf>,
+
+    /// File with at least 32 secret bytes: what was compiled before a restart is used again if the key is the same;
+    /// default: a new key in every process
+    #[arg(long, env = "SLUICE_CACHE_KEY", value_name = "FILE", requires = "cache", help_heading = "Compiled plugins")]
+    cache_key: Option<PathBuf>,
+
+    /// Bytes of compiled plugins kept; those that were not used for longest go first
+    #[arg(
+        long,
+        env = "SLUICE_CACHE_SIZE",
+        value_parser = quantity::bytes,
+        default_value = "512Mi",
+        value_name = "BYTES",
+        help_heading = "Compiled plugins"
+    )]
+    cache_size: u64,
 
     /// Where /healthz and /readyz are served
     #[arg(
@@ -55,9 +77,11 @@ async fn host(flags: Flags) -> Result<(), Failure> {
     end_on_signals(&shutdown).map_err(|error| Failure::new("signals cannot be caught", error))?;
     let probes = bind("--health-probe-bind-address", &flags.health_probe_bind_address).await?;
     let capacity = Capacity { trials: flags.max_concurrent_trials, ..Capacity::default() };
-    let host = LocalGateHost::start(capacity).map_err(|error| {
+    let compiler = compiler(&flags)?;
+    open_many_files();
+    let host = LocalGateHost::start(capacity, compiler).map_err(|error| {
         Failure::new("gates cannot be run on this machine", error)
-            .next("lower --max-concurrent-trials, or raise the limit of address space (ulimit -v)")
+            .next("lower --max-concurrent-trials, or raise the limits of address space and threads (ulimit -v, -u)")
     })?;
     let socket = listen(&flags.socket)?;
 
@@ -68,6 +92,30 @@ async fn host(flags: Flags) -> Result<(), Failure> {
     tasks.spawn(async move { gate::serve(Arc::new(host), socket, ends).await.context("the socket broke") });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %flags.socket.display(), "gates can be run");
     run_to_the_end(tasks, &shutdown).await
+}
+
+/// Compiles in children that are this very program, even when its file was replaced meanwhile.
+fn compiler(flags: &Flags) -> Result<Compiler, Failure> {
+    let cache = match &flags.cache {
+        Some(folder) => {
+            let key = flags.cache_key.as_deref().map_or_else(Key::random, Key::read);
+            key.and_then(|key| Cache::open(folder, key, flags.cache_size))
+        }
+        None => Cache::temporary(flags.cache_size),
+    };
+    let cache = cache.map_err(|error| {
+        Failure::new("compiled plugins cannot be kept", error)
+            .next("name a folder that this user may write to with --cache, and a key of 32 bytes with --cache-key")
+    })?;
+    Ok(Compiler::Child(Box::new(Workshop::new("/proc/self/exe".into(), cache))))
+}
+
+/// Every request of a gate is an open file, and the soft limit is of the days of `select`.
+fn open_many_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is: many requests at once may fail");
+    }
 }
 
 /// Takes the place of a socket that a host before left behind: that one cannot clean up when it is killed.

@@ -1,5 +1,6 @@
 //! The command line. Each command has its own file; what goes wrong is told as what, where and what to do next.
 
+mod compile_plugin;
 mod crds;
 mod failure;
 mod gate_host;
@@ -32,6 +33,9 @@ enum Command {
     Operator(Box<operator::Flags>),
     /// Run the gates of an operator
     GateHost(gate_host::Flags),
+    /// Compile a plugin from stdin to stdout, confined, for the gate host that starts it
+    #[command(name = crate::gate::COMMAND, hide = true)]
+    CompilePlugin(compile_plugin::Flags),
     /// Print the custom resource definitions as YAML
     Crds,
     /// Print a completion script
@@ -50,6 +54,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Operator(flags) => operator::run(*flags),
         Command::GateHost(flags) => gate_host::run(flags),
+        Command::CompilePlugin(flags) => compile_plugin::run(flags),
         Command::Crds => print(&crds::yaml()?),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,6 @@
 //! `sluice operator`: puts the parts together, starts them, and ends them in good order.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
@@ -20,7 +20,8 @@ use crate::{
     cluster::{Scope, foreign::Foreign},
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
-    gateplugin::{self, Installed, Library},
+    gateplugin::{self, Ceiling, Installed, Library},
+    model::{duration, quantity},
     promotionpolicy,
     telemetry::{self, Metrics, Readiness},
 };
@@ -75,6 +76,9 @@ pub(super) struct Flags {
     #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE", help_heading = "Gateways")]
     gate_host: PathBuf,
 
+    #[command(flatten)]
+    ceiling: CeilingFlags,
+
     /// Where /metrics is served
     #[arg(
         long,
@@ -97,6 +101,38 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     log: Log,
+}
+
+/// The most that a GatePlugin may ask for in its spec.limits.
+#[derive(Debug, Args)]
+struct CeilingFlags {
+    /// The most CPU time that a GatePlugin may be given for a trial
+    #[arg(long, env = "SLUICE_MAX_GATE_CPU", value_parser = duration::parse, default_value = "10s", value_name = "TIME", help_heading = "Gates")]
+    max_gate_cpu: Duration,
+
+    /// The most memory that a GatePlugin may be given for a trial; the gate host's own memory has to be there for as
+    /// many trials as run at once
+    #[arg(long, env = "SLUICE_MAX_GATE_MEMORY", value_parser = quantity::bytes, default_value = "256Mi", value_name = "BYTES", help_heading = "Gates")]
+    max_gate_memory: u64,
+
+    /// The most requests that a GatePlugin may be given for a trial
+    #[arg(long, env = "SLUICE_MAX_GATE_REQUESTS", default_value = "100000", value_name = "N", help_heading = "Gates")]
+    max_gate_requests: u32,
+
+    /// The most bytes of requests and answers that a GatePlugin may be given for a trial
+    #[arg(long, env = "SLUICE_MAX_GATE_TRAFFIC", value_parser = quantity::bytes, default_value = "1Gi", value_name = "BYTES", help_heading = "Gates")]
+    max_gate_traffic: u64,
+}
+
+impl From<&CeilingFlags> for Ceiling {
+    fn from(flags: &CeilingFlags) -> Self {
+        Self {
+            cpu: flags.max_gate_cpu,
+            memory: flags.max_gate_memory,
+            requests: flags.max_gate_requests,
+            traffic: flags.max_gate_traffic,
+        }
+    }
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -142,6 +178,7 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         foreign,
         identity: identity(),
         validate_images: flags.validate_images,
+        ceiling: Ceiling::from(&flags.ceiling),
         installed: Installed::awaiting(scopes.len()),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
@@ -169,6 +206,7 @@ struct Parts {
     foreign: Foreign,
     identity: String,
     validate_images: bool,
+    ceiling: Ceiling,
     installed: Installed,
     metrics: Metrics,
     readiness: Readiness,
@@ -193,6 +231,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
         foreign,
         identity,
         validate_images,
+        ceiling,
         installed,
         metrics,
         readiness,
@@ -206,6 +245,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             scope: scope.clone(),
             library: library.clone(),
             installed: installed.clone(),
+            ceiling: *ceiling,
             metrics: metrics.clone(),
             ready: readiness.expect(format!("GatePlugins and ConfigMaps of {scope}")),
             shutdown: shutdown.clone(),

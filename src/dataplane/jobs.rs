@@ -19,7 +19,7 @@ use crate::{
     model::{
         Intent, Plan,
         observed::{Connection, ConnectionKey, Plugin},
-        trial::{Digest, Limits, Moment, Trial},
+        trial::{Digest, Moment, Trial},
     },
 };
 
@@ -43,20 +43,20 @@ pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
+    let namespace = dataplane.namespace().unwrap_or_default();
     ctx.installed.pin(key(&ObjectRef::from_obj(dataplane)), pins(plan));
-    let limits = Limits::default();
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
             let (gates, metrics) = (Arc::clone(&ctx.host), ctx.metrics.clone());
             let trial = Trial {
                 id: planned.id.clone(),
-                namespace: dataplane.namespace().unwrap_or_default(),
+                namespace: namespace.clone(),
                 digest: planned.digest.clone(),
                 settings: planned.gate.settings.clone(),
                 moment: Moment::BeforePromotion,
                 timeout: planned.gate.timeout,
-                limits,
+                limits: ctx.installed.limits(&Key::new(&namespace, &planned.gate.plugin)),
                 targets: planned.targets.clone(),
                 state: planned.state.clone(),
                 candidate: planned.candidate.clone(),

@@ -8,15 +8,16 @@ use std::{
     time::Duration,
 };
 
-use wasmtime::{Config, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
 
 /// How long a guest computes before it is asked to let others on its thread go first, and so how far it can
 /// overrun its budget: the length of one slice of the kernel's own scheduler, roughly.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
-/// Core instances, memories and tables of one component. The largest toolchain seen needs 14 core instances
-/// (CPython), 3 memories and 3 tables (QuickJS); a plugin beyond that is refused when it is loaded.
-const CORE_INSTANCES: u32 = 16;
+/// Core instances, memories and tables of one component. The largest toolchain seen needs 38 core instances
+/// (CPython), 3 memories and 3 tables (QuickJS); a plugin beyond that is refused when it is loaded. Instances are
+/// counted only; memories and tables reserve address space.
+const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 4;
 
@@ -25,6 +26,9 @@ const TABLE_ELEMENTS: usize = 20_000;
 
 /// One linear memory. No trial may be given more memory than this, whatever its limits say.
 const MEMORY: usize = 256 << 20;
+
+/// A page of WebAssembly.
+const PAGE: usize = 64 << 10;
 
 /// Slots beyond the trials at once. A trial's slots are free before its permit is, so none is needed; one
 /// keeps a mistake there from turning a busy host into errors.
@@ -47,13 +51,33 @@ pub(super) struct Sandbox {
     clock: Arc<Clock>,
 }
 
+/// Whether an engine has a compiler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compiles {
+    Yes,
+    /// It runs what was compiled elsewhere, and cannot be talked into more.
+    No,
+}
+
 impl Sandbox {
-    /// An engine whose pool has room for `trials` at once.
+    /// An engine whose pool has room for `trials` at once. Where the pool's address space (about 16 GiB, virtual, for
+    /// each trial) cannot be had, memory is asked for when a trial starts: slower, and no less bounded.
     ///
     /// # Errors
-    /// Where the pool's address space (about 16 GiB, virtual, for each trial) or the thread cannot be had.
-    pub(super) fn new(trials: u32) -> Result<Self, StartError> {
-        let engine = Engine::new(&config(trials)).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+    /// Where there is no engine, or no thread for its clock.
+    pub(super) fn new(trials: u32, compiles: Compiles) -> Result<Self, StartError> {
+        let mut config = config();
+        config.enable_compiler(compiles == Compiles::Yes);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(trials)));
+        let engine = Engine::new(&config).or_else(|error| {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "no pool for {trials} trials at once: each asks for its memory by itself, which is slower; \
+                 lower --max-concurrent-trials or raise the limit of address space (ulimit -v)"
+            );
+            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+            Engine::new(&config).map_err(|error| StartError::Engine(format!("{error:#}")))
+        })?;
         let clock = Arc::new(Clock::default());
         let (weak, shared) = (engine.weak(), Arc::clone(&clock));
         // An OS thread: a task of the runtime would starve exactly when every worker is busy with a guest.
@@ -122,8 +146,32 @@ impl Clock {
     }
 }
 
+/// An engine that compiles and runs nothing, for a process with little address space. What it makes is what the engine
+/// of a [`Sandbox`] takes: both are of one configuration.
+///
+/// # Errors
+/// Where this machine is none the compiler knows.
+pub(super) fn compiler() -> Result<Engine, StartError> {
+    Engine::new(&config()).map_err(|error| StartError::Engine(format!("{error:#}")))
+}
+
+/// Fails where a component needs more than a trial can have, naming the limit. The pool asks the same for itself; this
+/// holds without a pool too, so that what is a plugin does not depend on the machine.
+pub(super) fn fits(needs: &ResourcesRequired) -> Result<(), String> {
+    let limits = [
+        ("memories", needs.num_memories.into(), MEMORIES.into()),
+        ("pages of one memory", needs.max_initial_memory_size.unwrap_or(0), (MEMORY / PAGE) as u64),
+        ("tables", needs.num_tables.into(), TABLES.into()),
+        ("elements of one table", needs.max_initial_table_size.unwrap_or(0), TABLE_ELEMENTS as u64),
+    ];
+    match limits.into_iter().find(|(_, need, most)| need > most) {
+        Some((what, need, most)) => Err(format!("the plugin needs {need} {what}, at most {most} are given")),
+        None => Ok(()),
+    }
+}
+
 /// Everything that differs from the defaults, and why.
-fn config(trials: u32) -> Config {
+fn config() -> Config {
     let mut config = Config::new();
     config
         // Costs about a tenth; counting fuel costs two or three times that.
@@ -147,8 +195,7 @@ fn config(trials: u32) -> Config {
         // A 4 GiB reservation and a guard behind it let 32-bit guests run without bounds checks.
         .memory_reservation(4 << 30)
         .memory_guard_size(32 << 20)
-        .memory_init_cow(true)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(trials)));
+        .memory_init_cow(true);
     config
 }
 

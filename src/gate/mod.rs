@@ -5,7 +5,8 @@
 //! | `mod` | what a gate host is: [`GateHost`] |
 //! | `door` | a gate host in a process of its own, from both sides: [`RemoteGateHost`], [`serve`] |
 //! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
-//! | `plugin` | bytes -> checked, compiled, linked |
+//! | `plugin` | bytes -> checked, and, once compiled, linked |
+//! | `compile` | bytes -> code: a child that compiles, and a cache of what it made |
 //! | `schema` | settings against a plugin's JSON Schema |
 //! | `store` | one run: a fresh store, its limits, and what its end means |
 //! | `engine` | the engine, its pool and its clock |
@@ -19,6 +20,7 @@
 //! [`Outcome`]: what is not a verdict is an error, so nothing can pass by breaking.
 
 mod bindings;
+mod compile;
 mod door;
 mod engine;
 mod host;
@@ -38,6 +40,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use self::{
+    compile::{COMMAND, Cache, CacheError, CompileError, Compiler, Key, Workshop, compile},
     door::{RemoteGateHost, serve},
     engine::StartError,
     runner::{Capacity, LocalGateHost},

@@ -1,4 +1,4 @@
-//! From bytes to a plugin that can be run: checked, compiled, linked. What it says of itself comes later.
+//! From bytes to a plugin that can be run: checked, then, once it is compiled, linked. What it says of itself comes later.
 
 use wasmtime::{
     Engine,
@@ -7,6 +7,7 @@ use wasmtime::{
 
 use super::{
     bindings::{self, GatePre},
+    engine,
     store::State,
     text,
 };
@@ -32,11 +33,11 @@ pub(super) struct Fitted {
     pub(super) imports: Vec<String>,
 }
 
-/// Checks, compiles and links `bytes`. Takes as long as the compiler does: for a thread that may block.
+/// The checks that need no compiler.
 ///
 /// # Errors
 /// Why the bytes are no plugin for this host.
-pub(super) fn fit(engine: &Engine, bytes: &[u8]) -> Result<Fitted, LoadError> {
+pub(super) fn check(bytes: &[u8]) -> Result<(), LoadError> {
     if bytes.len() > SIZE {
         return Err(LoadError::TooLarge(format!("the plugin has {} bytes, at most {SIZE} are taken", bytes.len())));
     }
@@ -44,7 +45,17 @@ pub(super) fn fit(engine: &Engine, bytes: &[u8]) -> Result<Fitted, LoadError> {
         // Native code with a header: loading it would be running it.
         return Err(LoadError::NotAComponent("it is precompiled".into()));
     }
-    let component = Component::from_binary(engine, bytes).map_err(|error| not_compiled(&error))?;
+    Ok(())
+}
+
+/// Links a compiled component to what this host offers.
+///
+/// # Errors
+/// Why it is no plugin for this host.
+pub(super) fn fit(engine: &Engine, component: &Component) -> Result<Fitted, LoadError> {
+    if let Some(needs) = component.resources_required() {
+        engine::fits(&needs).map_err(LoadError::TooLarge)?;
+    }
     let shape = component.component_type();
     let names = |item: (&str, wasmtime::component::types::ComponentExtern<'_>)| match item.1.ty {
         ComponentItem::ComponentInstance(_) => Some(item.0.to_owned()),
@@ -56,7 +67,7 @@ pub(super) fn fit(engine: &Engine, bytes: &[u8]) -> Result<Fitted, LoadError> {
     if let Some(import) = imports.iter().find(|import| !is_offered(import)) {
         return Err(LoadError::UnsupportedImport(text::cut(import, MESSAGE)));
     }
-    let fitted = linker(engine).and_then(|linker| linker.instantiate_pre(&component));
+    let fitted = linker(engine).and_then(|linker| linker.instantiate_pre(component));
     // By name it fits; a function of it may still be newer than this host.
     let fitted = fitted.map_err(|error| LoadError::UnsupportedImport(text::cut(&format!("{error:#}"), MESSAGE)))?;
     let pre = GatePre::new(fitted).map_err(|error| LoadError::UnsupportedContract {
@@ -75,7 +86,7 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
 }
 
 /// The engine refuses a component either as WebAssembly or as too large for the pool.
-fn not_compiled(error: &wasmtime::Error) -> LoadError {
+pub(super) fn not_compiled(error: &wasmtime::Error) -> LoadError {
     let message = text::cut(&format!("{error:#}"), MESSAGE);
     // The pool's complaints have no type of their own; each of them says that something exceeds a limit.
     if message.contains("exceeds the") { LoadError::TooLarge(message) } else { LoadError::NotAComponent(message) }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     GateHost, Presence,
     bindings::{self, GatePre},
+    compile::Compiler,
     engine::{Sandbox, StartError},
     plugin,
     schema::Schema,
@@ -79,8 +80,7 @@ struct Shared {
     plugins: RwLock<HashMap<Digest, Arc<Plugin>>>,
     /// A turn for each slot of the pool: an exhausted pool is an error, turns are a queue.
     slots: Turns,
-    /// One at a time: a compiler takes all the CPU and hundreds of megabytes it is given.
-    compiler: Semaphore,
+    compiler: Compiler,
 }
 
 /// A loaded plugin.
@@ -94,8 +94,8 @@ impl LocalGateHost {
     /// Starts the engine and the threads.
     ///
     /// # Errors
-    /// Where the pool's address space or the threads cannot be had.
-    pub fn start(capacity: Capacity) -> Result<Self, StartError> {
+    /// Where they cannot be had.
+    pub fn start(capacity: Capacity, compiler: Compiler) -> Result<Self, StartError> {
         let trials = capacity.trials.get();
         let runtime = Builder::new_multi_thread()
             .worker_threads(capacity.threads.get())
@@ -109,10 +109,10 @@ impl LocalGateHost {
             .enable_all()
             .build()?;
         let shared = Shared {
-            sandbox: Sandbox::new(trials)?,
+            sandbox: Sandbox::new(trials, compiler.of_engine())?,
             plugins: RwLock::default(),
             slots: Turns::new(usize::try_from(trials).unwrap_or(usize::MAX)),
-            compiler: Semaphore::new(1),
+            compiler,
         };
         let presence = watch::Sender::new(Presence::Here(0));
         Ok(Self { shared: Arc::new(shared), runtime: Some(runtime), presence })
@@ -178,15 +178,17 @@ impl Shared {
 
     async fn load(self: Arc<Self>, bytes: Bytes) -> Result<Loaded, LoadError> {
         let digest = Digest::of(&bytes);
-        let _turn = self.compiler.acquire().await;
         if let Ok(known) = self.plugin(&digest) {
             return Ok(known.loaded.clone());
         }
+        plugin::check(&bytes)?;
+        let engine = self.sandbox.engine();
         let size = bytes.len();
-        let this = Arc::clone(&self);
-        let fitted = tokio::task::spawn_blocking(move || plugin::fit(this.sandbox.engine(), &bytes)).await;
+        let component = self.compiler.component(engine, &digest, bytes).await?;
+        let linked = engine.clone();
+        let fitted = tokio::task::spawn_blocking(move || plugin::fit(&linked, &component)).await;
         let fitted =
-            fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the compiler failed: {error}"))))?;
+            fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the linker failed: {error}"))))?;
 
         let described = self.describe(&fitted.pre, &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
@@ -334,7 +336,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_of_the_host_ends_one_piece_of_work_and_no_other() {
-        let host = LocalGateHost::start(Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN }).unwrap();
+        let capacity = Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN };
+        let host = LocalGateHost::start(capacity, Compiler::InProcess).unwrap();
         assert_eq!(host.apart(async { panic!("as a mistake of ours would") }).await, None::<()>);
         assert_eq!(host.apart(async { 1 }).await, Some(1));
     }

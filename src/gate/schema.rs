@@ -185,6 +185,13 @@ mod tests {
     }
 
     #[test]
+    fn threat_08_a_schema_that_is_nested_too_deep_is_refused_before_it_is_followed() {
+        let nested = format!("{}{{}}{}", "{\"not\":".repeat(5_000), "}".repeat(5_000));
+        let error = Schema::compile(&nested).unwrap_err();
+        assert!(error.contains("recursion limit"), "{error}");
+    }
+
+    #[test]
     fn a_property_may_be_called_like_a_keyword() {
         assert!(Schema::compile(&json!({"properties": {"id": {"type": "string"}}}).to_string()).is_ok());
     }

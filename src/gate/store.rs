@@ -9,19 +9,12 @@ use wasmtime::{PoolConcurrencyLimitError, Result, Store, Trap, UpdateDeadline, W
 use super::{
     bindings::{Gate, GatePre},
     engine::Sandbox,
-    host::trial::Record,
+    host::{traffic::Traffic, trial::Record},
     limits::{Exceeded, Memory},
     meter::{Meter, Metered},
     text,
 };
 use crate::model::trial::{Blame, Cost, Outcome, Trial};
-
-/// Bytes a guest may hand over in one call. The largest honest call is a batch of requests; the default of
-/// 128 MiB is a host's heap, not a gate's.
-const HANDED_OVER: usize = 8 << 20;
-
-/// Handles to resources. The contract has none.
-const HANDLES: usize = 1_000;
 
 /// Bytes of the sentence about a trap.
 const MESSAGE: usize = 512;
@@ -31,6 +24,7 @@ pub(super) struct State {
     pub(super) trial: Trial,
     pub(super) deadline: Instant,
     pub(super) record: Record,
+    pub(super) traffic: Traffic,
     meter: Arc<Meter>,
     memory: Memory,
 }
@@ -64,19 +58,20 @@ pub(super) async fn run<T>(
 ) -> Ran<T> {
     let _ticking = sandbox.ticking();
     let began = Instant::now();
-    let limit = trial.timeout;
-    let meter = Meter::new(trial.limits.cpu);
+    let (limit, limits) = (trial.timeout, trial.limits);
+    let meter = Meter::new(limits.cpu);
     let state = State {
         deadline: began + limit,
         record: Record::default(),
+        traffic: Traffic::new(limits.traffic),
         meter: Arc::clone(&meter),
-        memory: Memory::new(trial.limits.memory),
+        memory: Memory::new(limits.memory),
         trial,
     };
     let mut store = Store::new(sandbox.engine(), state);
     store.limiter_async(|state| &mut state.memory);
-    store.set_hostcall_fuel(HANDED_OVER);
-    store.set_max_component_handles(HANDLES);
+    store.set_hostcall_fuel(limits.handed_over);
+    store.set_max_component_handles(limits.handles);
     // Armed once and then by its own callback only. Armed again after host calls, it would never fire for a
     // guest that makes short ones for ever.
     store.set_epoch_deadline(1);
@@ -93,7 +88,7 @@ pub(super) async fn run<T>(
     let ended = timeout(limit, Metered::new(Arc::clone(&meter), guest)).await;
     let answer = match ended {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(stopped(&error)),
+        Ok(Err(error)) => Err(stopped(&error, limits.handed_over)),
         Err(_) => Err(error(Blame::Timeout, format!("did not end within {} ms", limit.as_millis()))),
     };
     let State { record, memory, .. } = store.into_data();
@@ -127,7 +122,7 @@ pub(super) fn error(blame: Blame, message: impl Into<String>) -> Outcome {
 }
 
 /// What the engine's error means.
-fn stopped(cause: &wasmtime::Error) -> Outcome {
+fn stopped(cause: &wasmtime::Error, handed_over: usize) -> Outcome {
     let root = cause.root_cause().to_string();
     let blame = if let Some(exceeded) = cause.downcast_ref::<Exceeded>() {
         match exceeded {
@@ -143,7 +138,7 @@ fn stopped(cause: &wasmtime::Error) -> Outcome {
         Blame::Host
     } else if root.contains("fuel allocated for hostcalls") {
         // The engine's error has no type of its own; the tests hold this text.
-        return error(Blame::MessageTooLarge, format!("handed over more than {HANDED_OVER} bytes at once"));
+        return error(Blame::MessageTooLarge, format!("handed over more than {handed_over} bytes at once"));
     } else {
         // Values that break the canonical ABI: text that is not UTF-8, pointers that point nowhere.
         Blame::Trap

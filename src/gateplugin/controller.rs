@@ -17,8 +17,9 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Installed, Key, Library,
+    Ceiling, Installed, Key, Library,
     reconcile::{Context, Error, KIND, Memory, reconcile},
+    turns::Turns,
 };
 use crate::{
     api::GatePlugin,
@@ -39,6 +40,8 @@ pub struct Setup {
     pub library: Arc<Library>,
     /// What others are told, shared by all scopes.
     pub installed: Installed,
+    /// The most that a plugin may be given.
+    pub ceiling: Ceiling,
     /// Counts passes and writes.
     pub metrics: Metrics,
     /// Met when the caches are full.
@@ -49,7 +52,7 @@ pub struct Setup {
 
 /// Installs plugins until shutdown.
 pub async fn run(setup: Setup) {
-    let Setup { client, scope, library, installed, metrics, ready, shutdown } = setup;
+    let Setup { client, scope, library, installed, ceiling, metrics, ready, shutdown } = setup;
 
     let (plugins, writer) = reflector::store::<GatePlugin>();
     let (deleted, scope_of_deleted, installed_without) = (plugins.clone(), scope.clone(), installed.clone());
@@ -79,6 +82,8 @@ pub async fn run(setup: Setup) {
         client,
         library: library.clone(),
         installed: installed.clone(),
+        ceiling,
+        turns: Turns::default(),
         config_maps: config_maps.clone(),
         memory: Memory::default(),
         backoff: Backoff::default(),
@@ -97,8 +102,8 @@ pub async fn run(setup: Setup) {
     let controller = Controller::for_stream(plugin_events, plugins.clone())
         .watches_stream(config_map_events, move |config_map| users_of(&users, &config_map))
         .reconcile_all_on(returns)
-        // Each pass may hold a component in memory, and the library loads one at a time anyhow.
-        .with_config(Config::default().concurrency(2))
+        // Without a bound: passes wait for their turn, and nobody should wait for those who wait.
+        .with_config(Config::default().concurrency(0))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(
             |plugin, context: Arc<Context>| async move {

@@ -13,7 +13,10 @@ use futures::{Stream, stream};
 use kube::{Resource, ResourceExt};
 use tokio::sync::watch;
 
-use crate::model::{observed::Plugin, trial::Digest};
+use crate::model::{
+    observed::Plugin,
+    trial::{Digest, Limits},
+};
 
 /// The name of a plugin object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +55,7 @@ struct Table {
     plugins: BTreeMap<Key, Plugin>,
     /// What upgrades under way were begun with, by DataPlane.
     pins: BTreeMap<Key, BTreeSet<Digest>>,
+    limits: BTreeMap<Key, Limits>,
 }
 
 impl Installed {
@@ -62,6 +66,7 @@ impl Installed {
             unlisted_scopes: scopes,
             plugins: BTreeMap::new(),
             pins: BTreeMap::new(),
+            limits: BTreeMap::new(),
         })))
     }
 
@@ -71,6 +76,12 @@ impl Installed {
     pub fn get(&self, plugin: &Key) -> Option<Plugin> {
         let table = self.0.borrow();
         table.plugins.get(plugin).cloned().or((table.unlisted_scopes > 0).then_some(Plugin::Loading))
+    }
+
+    /// What a trial of `plugin` may use up.
+    #[must_use]
+    pub fn limits(&self, plugin: &Key) -> Limits {
+        self.0.borrow().limits.get(plugin).copied().unwrap_or_default()
     }
 
     /// The plugins of a namespace by name. Tells nothing before [`Installed::listed_all`].
@@ -142,6 +153,14 @@ impl Installed {
         });
     }
 
+    /// Trials of `plugin` get these from now on. Wakes nobody: those who wait, wait for it to be ready.
+    pub(super) fn limit(&self, plugin: Key, limits: Limits) {
+        self.0.send_if_modified(|table| {
+            table.limits.insert(plugin, limits);
+            false
+        });
+    }
+
     /// The gate host went, and everything with it: what one scope had ready is loading again.
     pub(super) fn reload(&self, elsewhere: impl Fn(&Key) -> bool) {
         self.0.send_if_modified(|table| {
@@ -156,6 +175,7 @@ impl Installed {
         self.0.send_if_modified(|table| {
             let before = table.plugins.len();
             table.plugins.retain(|plugin, _| elsewhere(plugin) || exists(plugin));
+            table.limits.retain(|plugin, _| elsewhere(plugin) || exists(plugin));
             table.plugins.len() != before
         });
     }
@@ -218,6 +238,17 @@ mod tests {
         assert!(installed.uses(&digest));
         installed.pin(Key::new("a", "dp"), BTreeSet::new());
         assert!(!installed.uses(&digest));
+    }
+
+    #[test]
+    fn limits_are_those_of_the_plugin_until_it_is_forgotten() {
+        let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
+        let limits = Limits { requests: 1, ..Limits::default() };
+        installed.set(plugin.clone(), ready("sha256:1"));
+        installed.limit(plugin.clone(), limits);
+        assert_eq!((installed.limits(&plugin), installed.limits(&Key::new("b", "smoke"))), (limits, Limits::default()));
+        installed.retain(|_| false, |_| false);
+        assert_eq!(installed.limits(&plugin), Limits::default());
     }
 
     #[test]

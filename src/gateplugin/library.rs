@@ -1,9 +1,13 @@
 //! What the gate host holds: every component once, as long as somebody needs it.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{RwLock, watch};
 
 use crate::{
     gate::{GateHost, Presence},
@@ -13,9 +17,9 @@ use crate::{
 /// The loaded components by digest. One for the process, as there is one gate host.
 pub struct Library {
     host: Arc<dyn GateHost>,
-    // Held while a component loads: compiling takes every core already, and two plugins with the same bytes
-    // compile once.
     shelf: Mutex<(Presence, Shelf)>,
+    /// Shared by those who load: what is let go meanwhile would be taken from under their hands.
+    loading: RwLock<()>,
 }
 
 type Shelf = HashMap<Digest, Shelved>;
@@ -30,7 +34,7 @@ impl Library {
     /// Empty, as `host` is when it starts.
     #[must_use]
     pub fn new(host: Arc<dyn GateHost>) -> Self {
-        Self { host, shelf: Mutex::new((Presence::Away, Shelf::new())) }
+        Self { host, shelf: Mutex::new((Presence::Away, Shelf::new())), loading: RwLock::default() }
     }
 
     /// Whether the host is there, now and from now on.
@@ -43,26 +47,38 @@ impl Library {
     /// # Errors
     /// Why it cannot be run here.
     pub(super) async fn load(&self, digest: &Digest, component: Bytes) -> Result<Loaded, LoadError> {
-        let (of, shelf) = &mut *self.shelf.lock().await;
+        let _loading = self.loading.read().await;
         let now = *self.host.presence().borrow();
-        if *of != now {
-            // What another host held went with it.
-            (*of, *shelf) = (now, Shelf::new());
-        }
-        if let Some(shelved) = shelf.get_mut(digest) {
+        if let Some(shelved) = self.shelf(now).1.get_mut(digest) {
             shelved.idle = false;
             return Ok(shelved.loaded.clone());
         }
+        // What is asked for twice meanwhile is compiled once: that is the host's to see to.
         let loaded = self.host.load(component).await?;
-        shelf.insert(digest.clone(), Shelved { loaded: loaded.clone(), idle: false });
+        // A host that came meanwhile has an empty shelf, and this pass is made again.
+        let (of, shelf) = &mut *self.shelf(*self.host.presence().borrow());
+        if *of == now {
+            shelf.insert(digest.clone(), Shelved { loaded: loaded.clone(), idle: false });
+        }
         Ok(loaded)
+    }
+
+    /// What the host that is there `now` holds: what another held went with it.
+    fn shelf(&self, now: Presence) -> MutexGuard<'_, (Presence, Shelf)> {
+        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        if shelf.0 != now {
+            *shelf = (now, Shelf::new());
+        }
+        shelf
     }
 
     /// Unloads what was not `needed` at two calls in a row: one call may fall between a load and the moment its
     /// plugin is called ready.
     pub(super) async fn collect(&self, needed: impl Fn(&Digest) -> bool) {
-        let (_, shelf) = &mut *self.shelf.lock().await;
-        for digest in sweep(shelf, needed) {
+        // Those who load come first; what is not needed is there the next time too.
+        let Ok(_quiet) = self.loading.try_write() else { return };
+        let unneeded = sweep(&mut self.shelf(*self.host.presence().borrow()).1, needed);
+        for digest in unneeded {
             tracing::info!(%digest, "nobody uses this plugin any more: unloaded");
             self.host.unload(&digest).await;
         }

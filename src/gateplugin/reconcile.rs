@@ -18,8 +18,9 @@ use kube::{
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    Installed, Key, Library, SourceError, source,
+    Ceiling, Installed, Key, Library, SourceError, limits, source,
     status::{self, Outcome},
+    turns::Turns,
 };
 use crate::{
     api::GatePlugin,
@@ -40,6 +41,8 @@ pub(super) struct Context {
     pub(super) client: Client,
     pub(super) library: Arc<Library>,
     pub(super) installed: Installed,
+    pub(super) ceiling: Ceiling,
+    pub(super) turns: Turns,
     /// Names and versions only: a hundred components would fill the memory that trials are to have.
     pub(super) config_maps: Store<PartialObjectMeta<ConfigMap>>,
     pub(super) memory: Memory,
@@ -68,9 +71,15 @@ pub(super) async fn reconcile(plugin: Arc<GatePlugin>, ctx: Arc<Context>) -> Res
         return Ok(Action::await_change()); // its return is told
     }
     let asked = Asked::of(&plugin, &ctx.config_maps, host);
-    let outcome = match ctx.memory.recall(&key, &asked) {
-        Some(outcome) => outcome,
-        None => install(&key, &plugin, host, &ctx).await?,
+    let outcome = match limits::limits(&plugin.spec.limits.clone().unwrap_or_default(), &ctx.ceiling) {
+        Err(error) => Outcome::NotAllowed(error),
+        Ok(limits) => {
+            ctx.installed.limit(key.clone(), limits);
+            match ctx.memory.recall(&key, &asked) {
+                Some(outcome) => outcome,
+                None => install(&key, &plugin, host, &ctx).await?,
+            }
+        }
     };
     // Others may run the plugin from here on, whether or not its status can be written.
     ctx.installed.set(key.clone(), outcome.state());
@@ -84,6 +93,7 @@ pub(super) async fn reconcile(plugin: Arc<GatePlugin>, ctx: Arc<Context>) -> Res
 }
 
 async fn install(key: &Key, plugin: &GatePlugin, host: Presence, ctx: &Context) -> Result<Outcome, Error> {
+    let _turn = ctx.turns.take(&key.namespace).await;
     let source = plugin.spec.source.config_map.clone();
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &key.namespace);
     let fetched = api.get_opt(&source.name).await.map_err(|error| {

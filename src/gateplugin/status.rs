@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::SourceError;
+use super::{LimitsError, SourceError};
 use crate::{
     api::{
         GatePlugin,
@@ -22,6 +22,8 @@ const COMPILED: &str = "Compiled";
 /// What came of installing a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
+    /// It asks for more than it is given.
+    NotAllowed(LimitsError),
     /// There are no bytes.
     NotFetched(SourceError),
     /// The bytes cannot be run here.
@@ -41,6 +43,7 @@ impl Outcome {
     /// The same, for those who want to run the plugin.
     pub(super) fn state(&self) -> Plugin {
         match self {
+            Self::NotAllowed(error) => Plugin::Failed { reason: error.code().into(), message: error.to_string() },
             Self::NotFetched(error) => Plugin::Failed { reason: error.code().into(), message: error.to_string() },
             Self::NotLoaded { error, .. } => Plugin::Failed { reason: error.code().into(), message: error.to_string() },
             Self::Loaded(loaded) => Plugin::Ready(loaded.digest.clone()),
@@ -56,7 +59,9 @@ pub(super) fn report(plugin: &GatePlugin, outcome: &Outcome, now: Timestamp) -> 
         .map(|fact| fact.observed(observed, plugin.metadata.generation, now))
         .collect::<Vec<Condition>>();
     match outcome {
-        Outcome::NotFetched(_) => GatePluginStatus { conditions, ..GatePluginStatus::default() },
+        Outcome::NotAllowed(_) | Outcome::NotFetched(_) => {
+            GatePluginStatus { conditions, ..GatePluginStatus::default() }
+        }
         Outcome::NotLoaded { digest, size, .. } => GatePluginStatus {
             conditions,
             digest: Some(digest.to_string()),
@@ -90,6 +95,11 @@ fn conditions(outcome: &Outcome) -> [Fact; 3] {
         message: cut(message),
     };
     match outcome {
+        Outcome::NotAllowed(error) => [
+            fact(FETCHED, Truth::Unknown, "NotAllowed", ""),
+            fact(COMPILED, Truth::Unknown, "NotAllowed", ""),
+            fact(READY, Truth::False, error.code(), &error.to_string()),
+        ],
         Outcome::NotFetched(error) => {
             let message = error.to_string();
             [
@@ -173,6 +183,17 @@ mod tests {
             ["Fetched=True/Fetched", "Compiled=False/UnsupportedImport", "Ready=False/UnsupportedImport"]
         );
         assert_eq!((status.size, status.contract), (Some(1), None));
+    }
+
+    #[test]
+    fn a_plugin_that_asks_for_too_much_is_not_ready_and_says_whom_to_ask() {
+        let refused = LimitsError::AboveCeiling { field: "cpu", most: "10s".into(), flag: "--max-gate-cpu" };
+        let status = report(&plugin(), &Outcome::NotAllowed(refused), Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            short(&status),
+            ["Fetched=Unknown/NotAllowed", "Compiled=Unknown/NotAllowed", "Ready=False/LimitsAboveCeiling"]
+        );
+        assert!(status.conditions[2].message.contains("--max-gate-cpu"));
     }
 
     #[test]

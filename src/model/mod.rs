@@ -8,6 +8,7 @@ pub mod lists;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod quantity;
 pub mod trial;
 pub mod wish;
 

@@ -117,6 +117,12 @@ pub struct Limits {
     pub concurrency: u16,
     /// Bytes of one response body handed to the guest.
     pub body: usize,
+    /// Bytes of all requests and answers together, handed to the guest or not.
+    pub traffic: u64,
+    /// Bytes the guest may hand over in one call. The largest honest call is a batch of requests.
+    pub handed_over: usize,
+    /// Handles to resources, whoever owns them.
+    pub handles: usize,
 }
 
 impl Default for Limits {
@@ -132,6 +138,9 @@ impl Default for Limits {
             requests: 10_000,
             concurrency: 64,
             body: 1 << 20,
+            traffic: 256 << 20,
+            handed_over: 8 << 20,
+            handles: 1_000,
         }
     }
 }
@@ -396,6 +405,9 @@ pub enum LoadError {
     /// Larger than a plugin may be, or it needs more than the pool has.
     #[error("{0}")]
     TooLarge(String),
+    /// The compiler ran into a limit of time, memory or size, or broke.
+    #[error("cannot be compiled: {0}")]
+    CompileFailed(String),
     /// It did not describe itself within its budget, or its schema is no JSON Schema.
     #[error("{0}")]
     BadDescription(String),
@@ -413,6 +425,7 @@ impl LoadError {
             Self::UnsupportedContract { .. } => "UnsupportedContract",
             Self::UnsupportedImport(_) => "UnsupportedImport",
             Self::TooLarge(_) => "TooLarge",
+            Self::CompileFailed(_) => "CompileFailed",
             Self::BadDescription(_) => "BadDescription",
             Self::Unavailable(_) => "GateHostUnavailable",
         }

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::{
-    net::UnixListener,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
     sync::{Notify, watch},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -195,4 +196,24 @@ async fn bodies_are_bounded() {
     let remote = RemoteGateHost::at(&socket);
     let report = remote.run(Trial { candidate: Some("x".repeat(QUESTION)), ..trial() }).await;
     assert!(matches!(report.outcome, Outcome::Error { blame: Blame::Host | Blame::Interrupted, .. }), "{report:?}");
+}
+
+#[tokio::test]
+async fn threat_08_json_that_is_nested_too_deep_is_refused_and_the_host_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("door");
+    let _host = host(&socket, true);
+    let nested = "[".repeat(100_000);
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    let head = format!(
+        "POST {VERSION}/plugins/x/settings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n",
+        nested.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(nested.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("recursion limit"), "{answer}");
+    assert_eq!(RemoteGateHost::at(&socket).run(trial()).await, report("ns/dp/gate"));
 }

@@ -35,7 +35,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::probe::failure;
+use super::{probe::failure, traffic::Traffic};
 use crate::gate::bindings::probe::{Failure, Response};
 
 /// Bytes and number of the headers of an answer. More is a protocol failure.
@@ -67,6 +67,21 @@ pub(super) struct Exchange {
     pub(super) body: Bytes,
     pub(super) timeout: Duration,
     pub(super) max_body: usize,
+    /// Pays for the answer; the request is paid for.
+    pub(super) traffic: Traffic,
+}
+
+impl Exchange {
+    /// About the bytes of the request.
+    pub(super) fn size(&self) -> usize {
+        let path = self.path.path_and_query().map_or(0, |path| path.as_str().len());
+        path + size(&self.headers) + self.body.len()
+    }
+}
+
+/// About the bytes of `headers`.
+fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// Sends it and reads the answer, all within its time-out.
@@ -145,7 +160,8 @@ where
     let answer = sender.send_request(request).await.map_err(|error| protocol(&error))?;
     let first_byte = timings.began.elapsed();
     let (head, body) = answer.into_parts();
-    let (body, body_size) = read(body, exchange.max_body).await?;
+    exchange.traffic.take(size(&head.headers))?;
+    let (body, body_size) = read(body, exchange.max_body, &exchange.traffic).await?;
     Ok(Response {
         endpoint: exchange.endpoint,
         status: head.status.as_u16(),
@@ -166,10 +182,11 @@ where
 }
 
 /// The first `keep` bytes of a body, and how many there were.
-async fn read(mut body: Incoming, keep: usize) -> Result<(Vec<u8>, u32), Failure> {
+async fn read(mut body: Incoming, keep: usize, traffic: &Traffic) -> Result<(Vec<u8>, u32), Failure> {
     let (mut kept, mut counted) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|error| protocol(&error))?.into_data() {
+            traffic.take(data.len())?;
             counted += data.len();
             kept.extend_from_slice(&data[..data.len().min(keep - kept.len())]);
             if counted > COUNTED {
@@ -263,6 +280,7 @@ mod tests {
             body: Bytes::from_static(b"body"),
             timeout: Duration::from_secs(60),
             max_body: 10,
+            traffic: Traffic::new(1 << 20),
         }
     }
 

@@ -15,7 +15,10 @@ use hyper::{
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Result;
 
-use super::exchange::{self, Exchange};
+use super::{
+    exchange::{self, Exchange},
+    traffic::Traffic,
+};
 use crate::{
     gate::{
         bindings::probe::{Failure, Host, Request, Response},
@@ -74,7 +77,7 @@ enum Refusal {
 ///
 /// # Errors
 /// The first reason not to send it.
-fn check(request: Request, targets: &[Target], max_body: usize) -> Result<Exchange, Refusal> {
+fn check(request: Request, targets: &[Target], max_body: usize, traffic: &Traffic) -> Result<Exchange, Refusal> {
     let Some(target) = targets.iter().find(|target| target.name == request.target) else {
         return Err(Refusal::Denied(request.target));
     };
@@ -105,6 +108,7 @@ fn check(request: Request, targets: &[Target], max_body: usize) -> Result<Exchan
         body: Bytes::from(request.body),
         timeout: options.timeout,
         max_body: options.max_body,
+        traffic: traffic.clone(),
     })
 }
 
@@ -186,7 +190,7 @@ impl State {
             return Err(failure("invalid", format!("more than {BATCH} requests in one call")));
         }
         let max_body = self.trial.limits.body.min(share);
-        let exchange = match check(request, &self.trial.targets, max_body) {
+        let exchange = match check(request, &self.trial.targets, max_body, &self.traffic) {
             Ok(exchange) => exchange,
             Err(Refusal::Invalid(message)) => return Err(failure("invalid", message)),
             Err(Refusal::Denied(name)) => {
@@ -198,6 +202,7 @@ impl State {
             let message = format!("all {} requests of this trial are used up", self.trial.limits.requests);
             return Err(failure("budget", message));
         }
+        self.traffic.take(exchange.size())?;
         self.record.requests += 1;
         self.record.unverified_tls |= exchange.tls;
         Ok(exchange)
@@ -268,7 +273,7 @@ mod tests {
     }
 
     fn checked(request: Request) -> Result<Exchange, Refusal> {
-        check(request, &targets(), 1 << 20)
+        check(request, &targets(), 1 << 20, &Traffic::new(0))
     }
 
     #[test]

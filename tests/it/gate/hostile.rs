@@ -1,20 +1,27 @@
-//! Every limit, obeyed and violated. After each violation the same host runs a good gate.
+//! Guests that mean harm or know no better, by the numbers of the threats. After each the same host runs a good gate.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
     time::Duration,
 };
 
+use bytes::Bytes;
 use sluice::{
-    gate::{Capacity, GateHost as _, LocalGateHost},
-    model::trial::{Blame, Limits, Outcome, Report, Scheme, Trial},
+    gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
+    model::trial::{Blame, Limits, LoadError, Outcome, Report, Scheme, Trial},
 };
 use tokio::net::TcpListener;
 
-use super::{PATIENCE, assert_blames, assert_passes, candidate, fixture, heard, host, run, text, trial};
+use super::{
+    PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, heard, host, module, run, text, trial,
+    with_a_resource,
+};
 
 /// CPU for guests that would take for ever: enough to be seen, not enough to wait for.
 const CPU: Duration = Duration::from_millis(50);
+
+/// How late the end of a guest may come.
+const LATE: Duration = Duration::from_millis(20);
 
 /// The same gate within and beyond a limit, and then a good one.
 async fn obeyed_and_violated(
@@ -38,43 +45,99 @@ async fn the_host_goes_on(host: &LocalGateHost) {
     assert_passes(&run(host, fixture("good", &[]), |_| {}).await);
 }
 
+/// A gate that does one thing.
+fn doing(instruction: &str) -> Bytes {
+    fixture("instruction", &[("instruction", instruction)])
+}
+
 fn short_of_cpu(trial: &mut Trial) {
     trial.limits.cpu = CPU;
 }
 
+const ENDLESS: &str = "(loop $again (br $again))";
+
 #[tokio::test]
-async fn an_endless_loop_ends_at_its_cpu_budget() {
-    let (good, bad) = obeyed_and_violated("busy_loop", "rounds", "1000", "0", Blame::CpuBudget, short_of_cpu).await;
-    assert!(good.cost.cpu < CPU && bad.cost.cpu >= CPU, "{good:?} {bad:?}");
+async fn threat_05_endless_loops_end_at_their_cpu_budget_wherever_they_are() {
+    let host = host();
+    let bulk = "(loop $again (memory.fill (i32.const 65536) (i32.const 1) (i32.const 65536)) (br $again))";
+    let dropped = format!(
+        r#"(module {} (func (export "sluice:gate/things@0.1.0#[dtor]thing") (param i32) {ENDLESS}))"#,
+        body(&module("instruction", &[("instruction", "(call $drop (call $new (i32.const 0)))")]))
+    );
+    let reallocated = module("good", &[]).replace("(local $at i32)", &format!("(local $at i32) {ENDLESS}"));
+    for (name, bytes) in [
+        ("evaluate", fixture("busy_loop", &[("rounds", "0")])),
+        ("bulk memory", doing(bulk)),
+        ("log", fixture("log_loop", &[("rounds", "0")])),
+        ("denied requests", fixture("denied_loop", &[("rounds", "0")])),
+        ("cabi_realloc", component(&reallocated, &contract())),
+        ("a destructor", with_a_resource(&dropped)),
+    ] {
+        let report = run(&host, bytes, short_of_cpu).await;
+        assert_blames(&report, Blame::CpuBudget);
+        assert!(report.cost.cpu >= CPU && report.cost.cpu < CPU + LATE, "{name}: {:?}", report.cost);
+        assert_eq!(report.cost.requests, 0, "{name}");
+    }
+    the_host_goes_on(&host).await;
+}
+
+/// The fields of a module.
+fn body(module: &str) -> &str {
+    module.strip_prefix("(module").and_then(|rest| rest.strip_suffix(')')).unwrap()
 }
 
 #[tokio::test]
-async fn an_endless_loop_of_log_calls_ends_at_its_cpu_budget_and_the_log_is_cut() {
-    let (good, bad) = obeyed_and_violated("log_loop", "rounds", "3", "0", Blame::CpuBudget, |trial| {
-        short_of_cpu(trial);
-        trial.limits.log = 100;
-    })
-    .await;
-    assert_eq!(good.log, ["info fine"; 3]);
-    assert!(bad.log.iter().map(String::len).sum::<usize>() < 200, "{:?}", bad.log);
-    assert!(bad.log.last().unwrap().contains("more lines were cut"), "{:?}", bad.log);
+async fn threat_05_endless_loops_before_any_trial_are_no_plugins() {
+    let host = host();
+    let started = format!("(module {} (func $forever {ENDLESS}) (start $forever))", body(&module("good", &[])));
+    for bytes in [fixture("good", &[("describe", ENDLESS)]), component(&started, &contract())] {
+        let error = host.load(bytes).await.expect_err("no description");
+        assert!(matches!(&error, LoadError::BadDescription(why) if why.contains("CpuBudgetExceeded")), "{error:?}");
+    }
+    the_host_goes_on(&host).await;
 }
 
 #[tokio::test]
-async fn an_endless_loop_of_denied_requests_ends_at_its_cpu_budget() {
-    let (good, bad) = obeyed_and_violated("denied_loop", "rounds", "3", "0", Blame::CpuBudget, short_of_cpu).await;
-    assert_eq!((good.denials[0].target.as_str(), good.denials[0].count), ("fine", 3));
-    assert_eq!(bad.denials.len(), 1);
-    assert_eq!(bad.cost.requests, 0);
+async fn threat_05_neighbours_of_endless_loops_pass() {
+    let host = host();
+    let endless = fixture("busy_loop", &[("rounds", "0")]);
+    let good = fixture("good", &[]);
+    let (endless, good) = (host.load(endless).await.unwrap().digest, host.load(good).await.unwrap().digest);
+    // As many loops as there are threads, with budgets nobody waits for: only preemption lets the good one in.
+    let loops = (0..2).map(|_| {
+        let mut trial = trial(&endless);
+        trial.limits.cpu = PATIENCE;
+        host.run(trial)
+    });
+    let loops = futures::future::join_all(loops);
+    let neighbours = async {
+        for _ in 0..10 {
+            assert_passes(&host.run(trial(&good)).await);
+        }
+    };
+    tokio::select! {
+        biased;
+        () = neighbours => {}
+        ended = loops => panic!("the loops ended first: {ended:?}"),
+    }
+    // Dropping the loops cancelled them: all four slots are free again.
+    let all = futures::future::join_all((0..8).map(|_| host.run(trial(&good)))).await;
+    all.iter().for_each(assert_passes);
 }
 
 #[tokio::test]
-async fn endless_recursion_overflows_the_guests_stack_and_not_ours() {
-    obeyed_and_violated("recursion", "depth", "100", "0", Blame::StackOverflow, |_| {}).await;
+async fn threat_07_memory_that_grows_for_ever_ends_at_its_limit() {
+    let host = host();
+    let grow = "(loop $again (br_if $again (i32.ne (i32.const -1) (memory.grow $memory (i32.const 16)))))";
+    let report = run(&host, doing(grow), |_| {}).await;
+    assert_blames(&report, Blame::MemoryLimit);
+    let limit = Limits::default().memory;
+    assert!(report.cost.memory <= limit && report.cost.memory > limit - (2 << 20), "{:?}", report.cost);
+    the_host_goes_on(&host).await;
 }
 
 #[tokio::test]
-async fn memories_that_are_small_one_by_one_are_too_large_together() {
+async fn threat_07_memories_that_are_small_one_by_one_are_too_large_together() {
     let limit = Limits::default().memory;
     // Three times 20 MiB and three times 30 MiB, where 64 MiB are allowed.
     let (good, bad) = obeyed_and_violated("memories", "pages", "320", "480", Blame::MemoryLimit, |_| {}).await;
@@ -82,12 +145,73 @@ async fn memories_that_are_small_one_by_one_are_too_large_together() {
 }
 
 #[tokio::test]
-async fn tables_count_as_memory() {
+async fn threat_07_tables_count_as_memory_and_have_an_end_of_their_own() {
     obeyed_and_violated("table", "elements", "1000", "10000", Blame::MemoryLimit, |trial| {
         // Two pages of memory, and 16 KiB for tables.
         trial.limits.memory = (128 << 10) + (16 << 10);
     })
     .await;
+    // The guest is told "no", and its own assertion fails.
+    obeyed_and_violated("table", "elements", "20000", "20001", Blame::Trap, |_| {}).await;
+}
+
+#[tokio::test]
+async fn threat_08_endless_recursion_overflows_the_guests_stack_and_not_ours() {
+    obeyed_and_violated("recursion", "depth", "100", "0", Blame::StackOverflow, |_| {}).await;
+}
+
+#[tokio::test]
+async fn threat_09_a_flood_of_log_is_cut_and_nothing_in_it_is_obeyed() {
+    let report = run(&host(), fixture("flood", &[("rounds", "1000")]), |trial| trial.limits.cpu = PATIENCE).await;
+    assert_passes(&report);
+    let bytes: usize = report.log.iter().map(String::len).sum();
+    assert!(bytes < Limits::default().log + 100, "{bytes}");
+    assert!(report.log.last().unwrap().contains("more lines were cut"), "{:?}", report.log.last());
+    for line in &report.log {
+        assert!(!line.contains(|character: char| character.is_control()), "{line:?}");
+    }
+    assert!(report.log[0].contains("\\n") && report.log[0].contains("\\u{1b}[2J"), "{:?}", report.log[0]);
+}
+
+#[tokio::test]
+async fn threat_10_a_flood_of_measurements_is_cut() {
+    let report =
+        run(&host(), fixture("measure_loop", &[("count", "100000")]), |trial| trial.limits.cpu = PATIENCE).await;
+    assert_passes(&report);
+    assert_eq!(report.measurements.len(), Limits::default().measurements);
+    let bytes: usize = report.log.iter().map(String::len).sum();
+    assert!(bytes < Limits::default().log + 100, "{bytes}");
+}
+
+#[tokio::test]
+async fn threat_13_what_is_handed_over_at_once_is_bounded_before_it_is_copied() {
+    let host = host();
+    let grown = "(if (i32.eq (i32.const -1) (memory.grow $memory (i32.const 320))) (then unreachable))";
+    let log =
+        |text: &str, fields: &str| doing(&format!("{grown} (call $log (i32.const 0) (i32.const 0) {text} {fields})"));
+    let nothing = "(i32.const 0) (i32.const 0)";
+    for (name, bytes) in [
+        ("a message", log("(i32.const 65536) (i32.const 10000000)", nothing)),
+        ("a million fields", log(nothing, "(i32.const 65536) (i32.const 1000000)")),
+        ("a reason", fixture("message", &[("bytes", "10000000")])),
+    ] {
+        let report = run(&host, bytes, |_| {}).await;
+        assert_blames(&report, Blame::MessageTooLarge);
+        let Outcome::Error { message, .. } = report.outcome else { unreachable!() };
+        assert!(message.contains("at once"), "{name}: {message}");
+    }
+    the_host_goes_on(&host).await;
+}
+
+#[tokio::test]
+async fn threat_22_nothing_is_left_for_the_next_tenant() {
+    let host = host();
+    let tenants = ["1", "2"].map(|tenant| fixture("residue", &[("tenant", tenant)]));
+    for _ in 0..10 {
+        for tenant in &tenants {
+            assert_passes(&run(&host, tenant.clone(), |_| {}).await);
+        }
+    }
 }
 
 #[tokio::test]
@@ -121,58 +245,6 @@ async fn a_sleep_past_the_trials_limit_ends_at_the_limit_and_costs_no_cpu() {
 }
 
 #[tokio::test]
-async fn a_message_over_its_limit_is_an_error() {
-    let limit = Limits::default().message;
-    // "Good" is four bytes of the reason.
-    let (most, over) = ((limit - 4).to_string(), (limit - 3).to_string());
-    obeyed_and_violated("message", "bytes", &most, &over, Blame::MessageTooLarge, |_| {}).await;
-}
-
-#[tokio::test]
-async fn a_message_of_ten_megabytes_is_not_even_copied() {
-    let (_, bad) = obeyed_and_violated("message", "bytes", "4", "10000000", Blame::MessageTooLarge, |_| {}).await;
-    let Outcome::Error { message, .. } = bad.outcome else { unreachable!() };
-    assert!(message.contains("at once"), "{message}");
-}
-
-#[tokio::test]
-async fn nothing_is_left_of_an_earlier_trial() {
-    let host = host();
-    let bytes = fixture("once", &[]);
-    for _ in 0..20 {
-        assert_passes(&run(&host, bytes.clone(), |_| {}).await);
-    }
-}
-
-#[tokio::test]
-async fn neighbours_of_endless_loops_pass() {
-    let host = host();
-    let endless = fixture("busy_loop", &[("rounds", "0")]);
-    let good = fixture("good", &[]);
-    let (endless, good) = (host.load(endless).await.unwrap().digest, host.load(good).await.unwrap().digest);
-    // As many loops as there are threads, with budgets nobody waits for: only preemption lets the good one in.
-    let loops = (0..2).map(|_| {
-        let mut trial = trial(&endless);
-        trial.limits.cpu = PATIENCE;
-        host.run(trial)
-    });
-    let loops = futures::future::join_all(loops);
-    let neighbours = async {
-        for _ in 0..10 {
-            assert_passes(&host.run(trial(&good)).await);
-        }
-    };
-    tokio::select! {
-        biased;
-        () = neighbours => {}
-        ended = loops => panic!("the loops ended first: {ended:?}"),
-    }
-    // Dropping the loops cancelled them: all four slots are free again.
-    let all = futures::future::join_all((0..8).map(|_| host.run(trial(&good)))).await;
-    all.iter().for_each(assert_passes);
-}
-
-#[tokio::test]
 async fn more_trials_than_slots_wait_for_their_turn() {
     let host = host();
     let sleeper = fixture("instruction", &[("instruction", "(call $sleep (i32.const 20))")]);
@@ -184,7 +256,7 @@ async fn more_trials_than_slots_wait_for_their_turn() {
 #[tokio::test]
 async fn a_trial_that_gets_no_slot_within_its_limit_blames_the_host() {
     let capacity = Capacity { trials: NonZeroU32::MIN, threads: NonZeroUsize::MIN };
-    let host = LocalGateHost::start(capacity).unwrap();
+    let host = LocalGateHost::start(capacity, Compiler::InProcess).unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let asks = host.load(fixture("ask", &[])).await.unwrap().digest;

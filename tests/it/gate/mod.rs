@@ -1,6 +1,8 @@
 //! The gate host against guests that behave and guests that do not. Needs no cluster.
 
+mod compile;
 mod hostile;
+mod limits;
 mod load;
 mod smoke;
 mod targets;
@@ -15,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sluice::{
-    gate::{Capacity, GateHost as _, LocalGateHost},
+    gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
     model::trial::{Blame, Digest, Endpoint, Limits, Loaded, Moment, Outcome, Report, Scheme, Target, Trial},
 };
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
@@ -31,7 +33,7 @@ fn root() -> &'static Path {
 /// A host with room for four trials on two threads.
 fn host() -> LocalGateHost {
     let capacity = Capacity { trials: 4.try_into().unwrap(), threads: 2.try_into().unwrap() };
-    LocalGateHost::start(capacity).expect("a gate host")
+    LocalGateHost::start(capacity, Compiler::InProcess).expect("a gate host")
 }
 
 /// The contract as it is.
@@ -65,6 +67,15 @@ fn component(module: &str, contract: &str) -> Bytes {
 
 pub(crate) fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
     component(&module(name, words), &contract())
+}
+
+/// A component that owns a resource, as only its own make handles: the contract has none.
+fn with_a_resource(module: &str) -> Bytes {
+    let thing = r#"(module
+        (import "[export]sluice:gate/things@0.1.0" "[resource-new]thing" (func $new (param i32) (result i32)))
+        (import "[export]sluice:gate/things@0.1.0" "[resource-drop]thing" (func $drop (param i32)))"#;
+    let things = "interface things { resource thing; }\nworld gate {\n  export things;";
+    component(&module.replacen("(module", thing, 1), &contract().replace("world gate {", things))
 }
 
 /// A trial of a loaded plugin with nothing granted.
