@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -21,6 +22,7 @@ use crate::{
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
     gateplugin::{self, Installed, Library},
+    model::grants::{Ceilings, HostPattern},
     promotionpolicy,
     telemetry::{self, Metrics, Readiness},
 };
@@ -74,6 +76,26 @@ pub(super) struct Flags {
     /// Socket of the gate host, which runs the gates: `sluice gate-host`
     #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE", help_heading = "Gateways")]
     gate_host: PathBuf,
+
+    /// Hosts that policies may let gates speak to, separated by commas: jira.example.com, *.example.com; default: none
+    #[arg(
+        long = "egress-host",
+        env = "SLUICE_EGRESS_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOSTS",
+        help_heading = "Gates"
+    )]
+    egress_hosts: Vec<HostPattern>,
+
+    /// Addresses of such hosts that may be dialled though they are not public, separated by commas: 10.1.0.0/16
+    #[arg(
+        long = "egress-range",
+        env = "SLUICE_EGRESS_RANGES",
+        value_delimiter = ',',
+        value_name = "CIDRS",
+        help_heading = "Gates"
+    )]
+    egress_ranges: Vec<IpNet>,
 
     /// Where /metrics is served
     #[arg(
@@ -142,6 +164,7 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         foreign,
         identity: identity(),
         validate_images: flags.validate_images,
+        ceilings: Ceilings { hosts: flags.egress_hosts.clone(), ranges: flags.egress_ranges.clone() },
         installed: Installed::awaiting(scopes.len()),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
@@ -169,6 +192,7 @@ struct Parts {
     foreign: Foreign,
     identity: String,
     validate_images: bool,
+    ceilings: Ceilings,
     installed: Installed,
     metrics: Metrics,
     readiness: Readiness,
@@ -193,6 +217,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
         foreign,
         identity,
         validate_images,
+        ceilings,
         installed,
         metrics,
         readiness,
@@ -221,6 +246,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             scope: scope.clone(),
             host: host.clone(),
             installed: installed.clone(),
+            ceilings: ceilings.clone(),
             metrics: metrics.clone(),
             ready: readiness.expect(format!("PromotionPolicies of {scope}")),
             shutdown: shutdown.clone(),
@@ -238,6 +264,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             installed: installed.clone(),
             identity: identity.clone(),
             validate_images: *validate_images,
+            ceilings: ceilings.clone(),
             metrics: metrics.clone(),
             ready: readiness.expect(format!("DataPlanes and what they own of {scope}")),
             shutdown: shutdown.clone(),

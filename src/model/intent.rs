@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{Revision, Wish};
+use super::{Revision, Wish, grants::Granted};
 
 /// The DataPlane an intent belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,6 +131,8 @@ pub struct Gate {
     pub plugin: String,
     /// What the plugin is told.
     pub settings: Value,
+    /// What it may do beside judging.
+    pub grants: Granted,
     /// Wall time of one trial.
     pub timeout: Duration,
     /// Trials in all, for errors that may go away.

@@ -1,6 +1,10 @@
-//! What a gate may ask of its host: one file per interface of the contract, and `exchange` that does the I/O
-//! for `probe`.
+//! What a gate may ask of its host: one file per interface of the contract, and `wasi` for what toolchains ask for.
+//! `exchange` does the I/O for `probe` and `metrics`; `egress` and `credentials` say what may leave the cluster.
 
-mod exchange;
+pub(super) mod credentials;
+pub(super) mod egress;
+pub(super) mod exchange;
+pub(super) mod metrics;
 pub(super) mod probe;
 pub(super) mod trial;
+pub(super) mod wasi;
