@@ -4,6 +4,7 @@
 pub mod condition;
 pub mod dataplane;
 pub mod gateplugin;
+pub mod grants;
 pub mod promotion;
 pub mod promotionpolicy;
 pub mod schema;

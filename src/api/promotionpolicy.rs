@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::grants::Grants;
+
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
 
@@ -55,6 +57,10 @@ pub struct Gate {
     #[serde(default = "defaults::settings")]
     #[schemars(schema_with = "super::any_object")]
     pub settings: serde_json::Value,
+    /// What it may speak to beside the candidate's proxy, and with whose secrets.
+    // Absent where nothing is said: the entry's hash, which evidence holds for, is then that of the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants: Option<Grants>,
     /// Wall time of one trial.
     #[serde(default = "defaults::timeout")]
     #[schemars(schema_with = "duration")]
@@ -156,7 +162,7 @@ fn gates(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// A duration as Go and Kubernetes write it: `300ms`, `1m30s`.
-fn duration(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "maxLength": 32, "pattern": "^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$" })
 }
 

@@ -1,10 +1,20 @@
 //! `sluice gate-host`: runs gates for the operator beside it, without a token and without a cluster.
 
-use std::{fs, io::ErrorKind, num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    io::ErrorKind,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use tokio::{net::UnixListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +23,7 @@ use super::{
     process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end},
 };
 use crate::{
-    gate::{self, Cache, Capacity, Compiler, Key, LocalGateHost, Workshop},
+    gate::{self, Cache, Capacity, Compiler, Key, LocalGateHost, Prometheus, Reach, Workshop},
     model::quantity,
     telemetry::{self, Readiness},
 };
@@ -51,6 +61,13 @@ pub(super) struct Flags {
         help_heading = "Compiled plugins"
     )]
     cache_size: u64,
+    /// Where gates' queries are asked: http://HOST[:PORT][/PATH] or https://...; default: nowhere
+    #[arg(long, env = "SLUICE_PROMETHEUS", value_name = "URL", help_heading = "Outside")]
+    prometheus: Option<Prometheus>,
+
+    /// PEM file of the authorities that hosts outside are trusted for; default: this machine's
+    #[arg(long, env = "SLUICE_CA_FILE", value_name = "FILE", help_heading = "Outside")]
+    ca_file: Option<PathBuf>,
 
     /// Where /healthz and /readyz are served
     #[arg(
@@ -77,9 +94,11 @@ async fn host(flags: Flags) -> Result<(), Failure> {
     end_on_signals(&shutdown).map_err(|error| Failure::new("signals cannot be caught", error))?;
     let probes = bind("--health-probe-bind-address", &flags.health_probe_bind_address).await?;
     let capacity = Capacity { trials: flags.max_concurrent_trials, ..Capacity::default() };
+    let mut reach = Reach::trusting(roots(flags.ca_file.as_deref())?);
+    reach.prometheus = flags.prometheus.clone();
     let compiler = compiler(&flags)?;
     open_many_files();
-    let host = LocalGateHost::start(capacity, compiler).map_err(|error| {
+    let host = LocalGateHost::reaching(reach, capacity, compiler).map_err(|error| {
         Failure::new("gates cannot be run on this machine", error)
             .next("lower --max-concurrent-trials, or raise the limits of address space and threads (ulimit -v, -u)")
     })?;
@@ -116,6 +135,26 @@ fn open_many_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "the limit of open files stays as it is: many requests at once may fail");
     }
+}
+
+/// Whom hosts outside are trusted for.
+fn roots(file: Option<&Path>) -> Result<RootCertStore, Failure> {
+    let mut roots = RootCertStore::empty();
+    let Some(file) = file else {
+        // A machine without any has hosts outside whose certificates nobody vouches for: refused when they are met.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(roots);
+    };
+    let failed = |error: String| {
+        Failure::new(format!("--ca-file {} cannot be used", file.display()), anyhow!(error))
+            .next("name a file with certificates of authorities in PEM")
+    };
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| failed(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(failed("there is no certificate in it".into())) } else { Ok(roots) }
 }
 
 /// Takes the place of a socket that a host before left behind: that one cannot clean up when it is killed.

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -21,7 +22,11 @@ use crate::{
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
     gateplugin::{self, Ceiling, Installed, Library},
-    model::{duration, quantity},
+    model::{
+        duration,
+        grants::{Ceilings, HostPattern},
+        quantity,
+    },
     promotionpolicy,
     telemetry::{self, Metrics, Readiness},
 };
@@ -78,6 +83,25 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     ceiling: CeilingFlags,
+    /// Hosts that policies may let gates speak to, separated by commas: jira.example.com, *.example.com; default: none
+    #[arg(
+        long = "egress-host",
+        env = "SLUICE_EGRESS_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOSTS",
+        help_heading = "Gates"
+    )]
+    egress_hosts: Vec<HostPattern>,
+
+    /// Addresses of such hosts that may be dialled though they are not public, separated by commas: 10.1.0.0/16
+    #[arg(
+        long = "egress-range",
+        env = "SLUICE_EGRESS_RANGES",
+        value_delimiter = ',',
+        value_name = "CIDRS",
+        help_heading = "Gates"
+    )]
+    egress_ranges: Vec<IpNet>,
 
     /// Where /metrics is served
     #[arg(
@@ -179,6 +203,7 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         identity: identity(),
         validate_images: flags.validate_images,
         ceiling: Ceiling::from(&flags.ceiling),
+        ceilings: Ceilings { hosts: flags.egress_hosts.clone(), ranges: flags.egress_ranges.clone() },
         installed: Installed::awaiting(scopes.len()),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
@@ -207,6 +232,7 @@ struct Parts {
     identity: String,
     validate_images: bool,
     ceiling: Ceiling,
+    ceilings: Ceilings,
     installed: Installed,
     metrics: Metrics,
     readiness: Readiness,
@@ -232,6 +258,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
         identity,
         validate_images,
         ceiling,
+        ceilings,
         installed,
         metrics,
         readiness,
@@ -259,6 +286,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             scope: scope.clone(),
             host: host.clone(),
             installed: installed.clone(),
+            ceilings: ceilings.clone(),
             metrics: metrics.clone(),
             ready: readiness.expect(format!("PromotionPolicies of {scope}")),
             shutdown: shutdown.clone(),
@@ -276,6 +304,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             installed: installed.clone(),
             identity: identity.clone(),
             validate_images: *validate_images,
+            ceilings: ceilings.clone(),
             metrics: metrics.clone(),
             ready: readiness.expect(format!("DataPlanes and what they own of {scope}")),
             shutdown: shutdown.clone(),

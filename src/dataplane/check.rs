@@ -15,12 +15,21 @@ use crate::{
         dataplane::{self, PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE, ServiceType},
         promotionpolicy::{self, defaults},
     },
-    model::{Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy, Wish, duration, names},
+    model::{
+        Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy, Wish, duration,
+        grants::{Ceilings, Granted},
+        names,
+    },
 };
 
 /// Reads what a DataPlane and the policies of its namespace ask for.
 #[must_use]
-pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_images: bool) -> Intent {
+pub fn read(
+    dataplane: &DataPlane,
+    policies: &[&PromotionPolicy],
+    validate_images: bool,
+    ceilings: &Ceilings,
+) -> Intent {
     let deployment = &dataplane.spec.deployment;
     let strategy = match deployment.rollout.as_ref().and_then(|rollout| rollout.strategy.blue_green.as_ref()) {
         Some(_) => Strategy::BlueGreen,
@@ -45,7 +54,7 @@ pub fn read(dataplane: &DataPlane, policies: &[&PromotionPolicy], validate_image
         ingress: ingress(dataplane, strategy, selector_override),
         // Byte for byte, as with Kong: `True` or `1` approve nothing.
         approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
-        rules: rules(dataplane, policies),
+        rules: rules(dataplane, policies, ceilings),
     }
 }
 
@@ -165,7 +174,7 @@ fn supported(image: &str) -> bool {
         && numbers.all(|number| number.is_ok())
 }
 
-fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy]) -> Rules {
+fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy], ceilings: &Ceilings) -> Rules {
     let mut matching: Vec<_> = policies.iter().filter(|policy| matches(&policy.spec.selector, dataplane)).collect();
     matching.sort_by_key(|policy| policy.name_any());
     let seconds = |value: i32| Duration::from_secs(u64::try_from(value).unwrap_or_default());
@@ -175,7 +184,7 @@ fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy]) -> Rules {
         governed: !matching.is_empty(),
         gates: matching
             .iter()
-            .flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(&policy.name_any(), entry)))
+            .flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(policy, entry, ceilings)))
             .collect(),
         // The longest life for the replaced side and the shortest patience with machines.
         scale_down_delay: seconds(
@@ -193,8 +202,15 @@ fn matches(selector: &LabelSelector, dataplane: &DataPlane) -> bool {
     LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(dataplane.labels()))
 }
 
-fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
+fn gate(policy: &PromotionPolicy, entry: &promotionpolicy::Gate, ceilings: &Ceilings) -> Gate {
     let mut problem = None;
+    let namespace = policy.namespace().unwrap_or_default();
+    let granted =
+        entry.grants.as_ref().map(|grants| grants.read(&namespace, ceilings)).unwrap_or_else(|| Ok(Granted::default()));
+    let grants = granted.unwrap_or_else(|excess| {
+        problem.get_or_insert(format!("spec.gates[{}].grants.{}: {}", entry.name, excess.field, excess.message));
+        Granted::default()
+    });
     let mut span = |field: &str, text: &str| {
         duration::parse(text).unwrap_or_else(|error| {
             problem.get_or_insert(format!("spec.gates[{}].{field}: {error}", entry.name));
@@ -208,9 +224,10 @@ fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
     );
     let recheck_interval = entry.recheck_interval.as_ref().map(|text| span("recheckInterval", text));
     Gate {
-        name: format!("{policy}/{}", entry.name),
+        name: format!("{}/{}", policy.name_any(), entry.name),
         plugin: entry.plugin_ref.name.clone(),
         settings: entry.settings.clone(),
+        grants,
         timeout,
         max_attempts: entry.max_attempts,
         retry_backoff,
@@ -260,10 +277,10 @@ mod tests {
 
     #[test]
     fn a_refused_image_names_the_field_and_is_accepted_where_nobody_checks() {
-        let refusal = read(&dataplane("kong:1.0"), &[], true).wanted.expect_err("refused");
+        let refusal = read(&dataplane("kong:1.0"), &[], true, &Ceilings::default()).wanted.expect_err("refused");
         assert_eq!(refusal.field, "spec.deployment.podTemplateSpec.spec.containers[proxy].image");
         assert!(refusal.message.contains("unsupported DataPlane image kong:1.0"), "{}", refusal.message);
-        assert!(read(&dataplane("kong:1.0"), &[], false).wanted.is_ok());
+        assert!(read(&dataplane("kong:1.0"), &[], false, &Ceilings::default()).wanted.is_ok());
     }
 
     #[test]
@@ -275,7 +292,7 @@ mod tests {
         );
         let b = policy("b", json!({"selector": {}, "gates": [gate("x"), gate("y")], "progressDeadlineSeconds": 60}));
         let other = policy("c", json!({"selector": {"matchLabels": {"team": "b"}}, "gates": [gate("z")]}));
-        let rules = read(&dataplane("kong:3.9"), &[&b, &other, &a], true).rules;
+        let rules = read(&dataplane("kong:3.9"), &[&b, &other, &a], true, &Ceilings::default()).rules;
         assert_eq!(rules.gates.iter().map(|gate| gate.name.as_str()).collect::<Vec<_>>(), ["a/x", "b/x", "b/y"]);
         assert_eq!((rules.scale_down_delay.as_secs(), rules.progress_deadline.as_secs()), (30, 60));
         assert!(rules.governed);
@@ -287,7 +304,7 @@ mod tests {
             "a",
             json!({"selector": {"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}}),
         );
-        assert!(read(&dataplane("kong:3.9"), &[&broken], true).rules.governed);
+        assert!(read(&dataplane("kong:3.9"), &[&broken], true, &Ceilings::default()).rules.governed);
     }
 
     #[test]
@@ -296,8 +313,20 @@ mod tests {
             "a",
             json!({"selector": {}, "gates": [{"name": "x", "pluginRef": {"name": "p"}, "timeout": "soon"}]}),
         );
-        let rules = read(&dataplane("kong:3.9"), &[&odd], true).rules;
+        let rules = read(&dataplane("kong:3.9"), &[&odd], true, &Ceilings::default()).rules;
         assert!(rules.gates[0].problem.as_deref().is_some_and(|problem| problem.contains("spec.gates[x].timeout")));
+    }
+
+    #[test]
+    fn a_grant_beyond_the_operators_ceilings_is_a_problem_of_its_gate() {
+        let gate = json!({"name": "x", "pluginRef": {"name": "p"}, "grants": {"egress": [{"name": "a", "host": "a.example.com"}]}});
+        let greedy = policy("a", json!({"selector": {}, "gates": [gate]}));
+        let read = |ceilings: &Ceilings| read(&dataplane("kong:3.9"), &[&greedy], true, ceilings).rules.gates.remove(0);
+        let problem = read(&Ceilings::default()).problem.expect("a problem");
+        assert!(problem.starts_with("spec.gates[x].grants.egress[a].host: "), "{problem}");
+        let hosts = vec!["*.example.com".parse().expect("a pattern")];
+        let gate = read(&Ceilings { hosts, ..Ceilings::default() });
+        assert_eq!((gate.problem, gate.grants.egress.len()), (None, 1));
     }
 
     #[test]
@@ -305,7 +334,7 @@ mod tests {
         let approved = |value: &str| {
             let mut dataplane = dataplane("kong:3.9");
             dataplane.annotations_mut().insert(PROMOTE_WHEN_READY.into(), value.into());
-            read(&dataplane, &[], true).approved
+            read(&dataplane, &[], true, &Ceilings::default()).approved
         };
         assert!(approved("true"));
         for value in ["True", "1", "false", ""] {

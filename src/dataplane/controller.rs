@@ -28,6 +28,7 @@ use crate::{
     },
     gate::{GateHost, jobs::Jobs},
     gateplugin::Installed,
+    model::grants::Ceilings,
     telemetry::{Expectation, Metrics},
 };
 
@@ -52,6 +53,8 @@ pub struct Setup {
     pub identity: String,
     /// Whether images need a version that is known to work.
     pub validate_images: bool,
+    /// What policies may grant.
+    pub ceilings: Ceilings,
     /// Counts passes.
     pub metrics: Metrics,
     /// Met when the caches are full.
@@ -74,6 +77,7 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         installed,
         identity,
         validate_images,
+        ceilings,
         metrics,
         ready,
         shutdown,
@@ -119,6 +123,7 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         installed: installed.clone(),
         identity,
         validate_images,
+        ceilings,
         metrics,
     });
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::check;
 use crate::{
     api::{DataPlane, PromotionPolicy},
-    model::Intent,
+    model::{Intent, grants::Ceilings},
 };
 
 /// A blue/green DataPlane `ns/dp` of UID `uid` with this image.
@@ -23,7 +23,7 @@ pub(crate) fn dataplane(image: &str) -> DataPlane {
 
 /// What it asks for, without any policy.
 pub(crate) fn intent(image: &str) -> Intent {
-    check::read(&dataplane(image), &[], true)
+    check::read(&dataplane(image), &[], true, &Ceilings::default())
 }
 
 /// A policy with one gate.
@@ -34,5 +34,5 @@ pub(crate) fn policy() -> PromotionPolicy {
 
 /// What the DataPlane asks for under it.
 pub(crate) fn governed(image: &str) -> Intent {
-    check::read(&dataplane(image), &[&policy()], true)
+    check::read(&dataplane(image), &[&policy()], true, &Ceilings::default())
 }

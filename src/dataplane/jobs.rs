@@ -8,18 +8,20 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt, runtime::reflector::ObjectRef};
 use tokio::net::TcpStream;
 
-use super::reconcile::Context;
+use super::{apply::certificate::Authority, reconcile::Context};
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
     gateplugin::Key,
     model::{
-        Intent, Plan,
+        Intent, Plan, grants,
+        names::GATE_CREDENTIAL,
         observed::{Connection, ConnectionKey, Plugin},
-        trial::{Digest, Moment, Trial},
+        trial::{Blame, Credential, Digest, Grants, Identity, Moment, Outcome, Report, Scheme, Target, Trial},
     },
 };
 
@@ -48,7 +50,9 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
-            let (gates, metrics) = (Arc::clone(&ctx.host), ctx.metrics.clone());
+            let (gates, client, metrics) = (Arc::clone(&ctx.host), ctx.client.clone(), ctx.metrics.clone());
+            let (namespace, wanted) =
+                (dataplane.namespace().unwrap_or_default(), planned.gate.grants.credentials.clone());
             let trial = Trial {
                 id: planned.id.clone(),
                 namespace: namespace.clone(),
@@ -59,11 +63,30 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
                 limits: ctx.installed.limits(&Key::new(&namespace, &planned.gate.plugin)),
                 targets: planned.targets.clone(),
                 state: planned.state.clone(),
+                grants: Grants {
+                    egress: planned.gate.grants.egress.clone(),
+                    queries: planned.gate.grants.queries.clone(),
+                    // These come when the trial starts, and are forgotten with it.
+                    credentials: Vec::new(),
+                    identity: None,
+                },
                 candidate: planned.candidate.clone(),
                 stable: planned.stable.clone(),
             };
+            let authority = Arc::clone(&ctx.authority);
+            let run = async move {
+                let identity = identity(&authority, &trial.targets);
+                let secrets = async { Ok((credentials(&client, &namespace, wanted).await?, identity?)) };
+                match secrets.await {
+                    Ok((credentials, identity)) => {
+                        let grants = Grants { credentials, identity, ..trial.grants };
+                        gates.run(Trial { grants, ..trial }).await
+                    }
+                    Err(message) => Report::of(Outcome::Error { blame: Blame::Credential, message, retry: true }),
+                }
+            };
             (planned.key.clone(), move |voice: Voice<_>| async move {
-                let report = gates.run(trial).await;
+                let report = run.await;
                 metrics.tried(&report);
                 voice.say(report);
             })
@@ -82,6 +105,37 @@ fn pins(plan: &Plan) -> BTreeSet<Digest> {
 
 fn key(dataplane: &ObjectRef<DataPlane>) -> Key {
     Key::new(dataplane.namespace.clone().unwrap_or_default(), &*dataplane.name)
+}
+
+/// A certificate to show, where a target asks for one.
+fn identity(authority: &Authority, targets: &[Target]) -> Result<Option<Identity>, String> {
+    let asked = targets.iter().any(|target| target.scheme == Scheme::HttpsIdentified);
+    let issued = asked.then(|| authority.identify()).transpose();
+    issued.map_err(|error| format!("the cluster CA cannot issue a certificate for the gate host: {error}"))
+}
+
+/// Reads the Secrets of credentials. Each has to say itself that gates may use it: who may write a policy need not be
+/// one who may read Secrets.
+async fn credentials(
+    client: &Client,
+    namespace: &str,
+    wanted: Vec<grants::Credential>,
+) -> Result<Vec<Credential>, String> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let mut read = Vec::with_capacity(wanted.len());
+    for grants::Credential { name, secret, key, target, header, format, path_prefix } in wanted {
+        let cannot = |why: String| format!("credential {name:?} cannot be had: {why}");
+        let found = secrets.get_opt(&secret).await;
+        let found = found.map_err(|error| cannot(format!("Secret {secret:?} cannot be read: {error}")))?;
+        let found = found.ok_or_else(|| cannot(format!("there is no Secret {secret:?} in this namespace")))?;
+        if found.labels().get(GATE_CREDENTIAL).map(String::as_str) != Some("true") {
+            return Err(cannot(format!("Secret {secret:?} has no label {GATE_CREDENTIAL}: \"true\"; set it")));
+        }
+        let value = found.data.unwrap_or_default().remove(&key).filter(|value| !value.0.is_empty());
+        let value = value.ok_or_else(|| cannot(format!("Secret {secret:?} has nothing under the key {key:?}")))?;
+        read.push(Credential { name, value: value.0.into(), target, header, format, path_prefix });
+    }
+    Ok(read)
 }
 
 /// Cancels everything of a DataPlane that goes or has gone.

@@ -19,6 +19,7 @@ use crate::{
     gateplugin::Installed,
     model::{
         Observed,
+        grants::Ceilings,
         observed::{Connection, ConnectionKey, TrialKey},
         trial::Report,
     },
@@ -55,6 +56,8 @@ pub struct Context {
     pub identity: String,
     /// Whether images need a version that is known to work.
     pub validate_images: bool,
+    /// What policies may grant.
+    pub ceilings: Ceilings,
     /// DataPlanes that were told whom they are left to.
     pub yielded: publish::Yielded,
     /// How long to wait after errors.
@@ -121,7 +124,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let policies = ctx.caches.policies.state_filter(|policy| policy.namespace().as_deref() == Some(&namespace));
     let policies: Vec<_> = policies.iter().map(AsRef::as_ref).collect();
 
-    let intent = check::read(&dataplane, &policies, ctx.validate_images); // pure
+    let intent = check::read(&dataplane, &policies, ctx.validate_images, &ctx.ceilings); // pure
     let observed = Observed {
         // caches and this process only
         plugins: jobs::plugins(&ctx, &namespace, &intent),

@@ -7,12 +7,14 @@
 //! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
 //! | `plugin` | bytes -> checked, and, once compiled, linked |
 //! | `compile` | bytes -> code: a child that compiles, and a cache of what it made |
+//! | `offer` | what a guest is linked with: the contract, and WASI with nothing behind it |
+//! | `reach` | what lies outside an upgrade, as the operator configured it |
 //! | `schema` | settings against a plugin's JSON Schema |
 //! | `store` | one run: a fresh store, its limits, and what its end means |
 //! | `engine` | the engine, its pool and its clock |
 //! | `meter`, `limits` | the CPU budget; the memory limit |
-//! | `host` | what a guest may call: one file per interface of the contract |
-//! | `bindings` | the contract as Rust, and its types as our nouns |
+//! | `host` | what a guest may call: one file per interface |
+//! | `bindings` | the contract as Rust, one file per version, and what answers mean |
 //! | `text` | a guest's words on their way to people |
 //! | `turns` | who may run next, fair between namespaces |
 //!
@@ -26,7 +28,9 @@ mod engine;
 mod host;
 mod limits;
 mod meter;
+mod offer;
 mod plugin;
+mod reach;
 mod runner;
 mod schema;
 mod store;
@@ -43,6 +47,8 @@ pub use self::{
     compile::{COMMAND, Cache, CacheError, CompileError, Compiler, Key, Workshop, compile},
     door::{RemoteGateHost, serve},
     engine::StartError,
+    host::egress::Resolve,
+    reach::{Prometheus, Reach},
     runner::{Capacity, LocalGateHost},
 };
 use crate::model::trial::{Digest, LoadError, Loaded, Outcome, Problem, Report, Trial};

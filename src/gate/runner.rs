@@ -21,17 +21,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     GateHost, Presence,
-    bindings::{self, GatePre},
+    bindings::{self, Prepared, TRACKS},
     compile::Compiler,
     engine::{Sandbox, StartError},
+    host::credentials,
+    offer::Offer,
     plugin,
+    reach::Reach,
     schema::Schema,
-    store::{self, Ran, State, error},
+    store::{self, Ran, error, explained},
     text,
     turns::{Turn, Turns},
 };
 use crate::model::trial::{
-    Blame, Cost, Description, Digest, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+    Blame, Cost, Description, Digest, Grants, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
 };
 
 /// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
@@ -77,6 +80,8 @@ pub struct LocalGateHost {
 
 struct Shared {
     sandbox: Sandbox,
+    offer: Offer,
+    reach: Arc<Reach>,
     plugins: RwLock<HashMap<Digest, Arc<Plugin>>>,
     /// A turn for each slot of the pool: an exhausted pool is an error, turns are a queue.
     slots: Turns,
@@ -85,17 +90,25 @@ struct Shared {
 
 /// A loaded plugin.
 struct Plugin {
-    pre: GatePre<State>,
+    prepared: Box<dyn Prepared>,
     schema: Schema,
     loaded: Loaded,
 }
 
 impl LocalGateHost {
-    /// Starts the engine and the threads.
+    /// Starts the engine and the threads, with nothing outside an upgrade in reach.
     ///
     /// # Errors
     /// Where they cannot be had.
     pub fn start(capacity: Capacity, compiler: Compiler) -> Result<Self, StartError> {
+        Self::reaching(Reach::default(), capacity, compiler)
+    }
+
+    /// Starts the engine and the threads of a host whose gates may be granted what `reach` has.
+    ///
+    /// # Errors
+    /// Where they cannot be had.
+    pub fn reaching(reach: Reach, capacity: Capacity, compiler: Compiler) -> Result<Self, StartError> {
         let trials = capacity.trials.get();
         let runtime = Builder::new_multi_thread()
             .worker_threads(capacity.threads.get())
@@ -108,8 +121,12 @@ impl LocalGateHost {
             })
             .enable_all()
             .build()?;
+        let sandbox = Sandbox::new(trials, compiler.of_engine())?;
+        let offer = Offer::new(sandbox.engine(), TRACKS);
         let shared = Shared {
-            sandbox: Sandbox::new(trials, compiler.of_engine())?,
+            offer: offer.map_err(|error| StartError::Engine(format!("{error:#}")))?,
+            sandbox,
+            reach: Arc::new(reach),
             plugins: RwLock::default(),
             slots: Turns::new(usize::try_from(trials).unwrap_or(usize::MAX)),
             compiler,
@@ -185,12 +202,13 @@ impl Shared {
         let engine = self.sandbox.engine();
         let size = bytes.len();
         let component = self.compiler.component(engine, &digest, bytes).await?;
-        let linked = engine.clone();
-        let fitted = tokio::task::spawn_blocking(move || plugin::fit(&linked, &component)).await;
+        let this = Arc::clone(&self);
+        let linked = move || plugin::fit(this.sandbox.engine(), &this.offer, &component);
+        let fitted = tokio::task::spawn_blocking(linked).await;
         let fitted =
             fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the linker failed: {error}"))))?;
 
-        let described = self.describe(&fitted.pre, &digest).await;
+        let described = self.describe(fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
         let compiled = tokio::task::spawn_blocking(move || Schema::compile(&described.settings_schema)).await;
         let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
@@ -203,19 +221,17 @@ impl Shared {
         };
         let loaded =
             Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
-        let plugin = Arc::new(Plugin { pre: fitted.pre, schema, loaded: loaded.clone() });
+        let plugin = Arc::new(Plugin { prepared: fitted.prepared, schema, loaded: loaded.clone() });
         self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
         Ok(loaded)
     }
 
     /// Asks a plugin about itself, with nothing granted.
-    async fn describe(&self, pre: &GatePre<State>, digest: &Digest) -> Result<bindings::Description, Outcome> {
+    async fn describe(&self, plugin: &dyn Prepared, digest: &Digest) -> Result<bindings::Description, Outcome> {
         let _slot = self.slot("", QUIET_WALL).await?;
         let trial = quiet("describe", digest.clone(), Value::Null);
-        let ran = store::run(&self.sandbox, pre, trial, |store, gate| {
-            Box::pin(async move { gate.sluice_gate_evaluator().call_describe(store).await })
-        });
-        ran.await.answer
+        let ran = store::run(&self.sandbox, &self.reach, plugin, trial, |store, gate| gate.describe(store));
+        ran.await.explained()
     }
 
     async fn validate(self: Arc<Self>, digest: Digest, settings: Value) -> Result<Vec<Problem>, Outcome> {
@@ -228,10 +244,10 @@ impl Shared {
         let text = settings.to_string();
         let trial = quiet("validate", digest, settings);
         let limits = trial.limits;
-        let ran = store::run(&self.sandbox, &plugin.pre, trial, |store, gate| {
-            Box::pin(async move { gate.sluice_gate_evaluator().call_validate(store, &text).await })
+        let ran = store::run(&self.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
+            Box::pin(async move { gate.validate(store, &text).await })
         });
-        Ok(bindings::problems(ran.await.answer?, &limits))
+        Ok(bindings::problems(ran.await.explained()?, &limits))
     }
 
     /// Everything that comes of a trial is a report: nobody above has to remember to fail closed.
@@ -251,33 +267,30 @@ impl Shared {
             Err(outcome) => return Report::of(outcome),
         };
         let queued = asked.elapsed();
-        let limits = trial.limits;
+        let (limits, credentials) = (trial.limits, trial.grants.credentials.clone());
         let settings = trial.settings.to_string();
-        let Ran { answer, record, cost } = store::run(&self.sandbox, &plugin.pre, trial, |store, gate| {
+        let ran = store::run(&self.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
             Box::pin(async move {
-                let evaluator = gate.sluice_gate_evaluator();
-                let problems = evaluator.call_validate(&mut *store, &settings).await?;
-                if problems.is_empty() {
-                    evaluator.call_evaluate(store, &settings).await.map(Ok)
-                } else {
-                    Ok(Err(problems))
-                }
+                let problems = gate.validate(store, &settings).await?;
+                if problems.is_empty() { gate.evaluate(store, &settings).await.map(Ok) } else { Ok(Err(problems)) }
             })
-        })
-        .await;
+        });
+        let Ran { answer, record, cost, stderr } = ran.await;
         let outcome = match answer {
             Ok(Ok(verdict)) => bindings::outcome(verdict, &limits),
             Ok(Err(problems)) => invalid_settings(&bindings::problems(problems, &limits)),
             Err(outcome) => outcome,
         };
+        let mut log = record.log.take_lines();
+        log.iter_mut().for_each(|line| credentials::redact_text(&credentials, line));
         Report {
-            outcome,
+            outcome: explained(outcome, &stderr),
             measurements: record.measurements,
             links: record.links,
             valid_for: record.valid_for,
             denials: record.denials,
             answered: record.answered,
-            log: record.log.into_lines(),
+            log,
             cost: Cost { queued, ..cost },
             unverified_tls: record.unverified_tls,
         }
@@ -312,6 +325,7 @@ fn quiet(id: &str, digest: Digest, settings: Value) -> Trial {
         namespace: String::new(),
         targets: Vec::new(),
         state: None,
+        grants: Grants::default(),
         candidate: None,
         stable: None,
     }

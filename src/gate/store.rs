@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
 use wasmtime::{PoolConcurrencyLimitError, Result, Store, Trap, UpdateDeadline, WasmBacktrace};
 
 use super::{
-    bindings::{Gate, GatePre},
+    bindings::{Gate, Prepared},
     engine::Sandbox,
-    host::{traffic::Traffic, trial::Record},
+    host::{credentials, egress::Remote, exchange, traffic::Traffic, trial::Record, wasi::Wasi},
     limits::{Exceeded, Memory},
     meter::{Meter, Metered},
+    reach::Reach,
     text,
 };
 use crate::model::trial::{Blame, Cost, Outcome, Trial};
@@ -25,6 +27,12 @@ pub(super) struct State {
     pub(super) deadline: Instant,
     pub(super) record: Record,
     pub(super) traffic: Traffic,
+    pub(super) reach: Arc<Reach>,
+    /// The trial's hosts outside, with what they were resolved to.
+    pub(super) remotes: Vec<Arc<Remote>>,
+    /// For targets that ask who we are.
+    pub(super) identified: Option<Arc<ClientConfig>>,
+    pub(super) wasi: Wasi,
     meter: Arc<Meter>,
     memory: Memory,
 }
@@ -32,7 +40,7 @@ pub(super) struct State {
 impl State {
     /// What every host function does first: a guest over its budget gets no further, and one that has
     /// computed for long lets others go first.
-    pub(super) async fn enter(&self) -> Result<()> {
+    pub(super) async fn enter(&mut self) -> Result<()> {
         self.meter.check()?;
         if self.meter.slice_is_over() {
             tokio::task::yield_now().await;
@@ -47,23 +55,58 @@ pub(super) struct Ran<T> {
     pub(super) answer: Result<T, Outcome>,
     pub(super) record: Record,
     pub(super) cost: Cost,
+    /// The end of what it wrote to stderr, printable.
+    pub(super) stderr: String,
+}
+
+impl<T> Ran<T> {
+    /// The answer, where an error says what the guest wrote to stderr: an exception of a language is a bare trap, and
+    /// its text is only there.
+    pub(super) fn explained(self) -> Result<T, Outcome> {
+        self.answer.map_err(|outcome| explained(outcome, &self.stderr))
+    }
+}
+
+/// An outcome without a verdict, with the end of stderr behind its message.
+pub(super) fn explained(outcome: Outcome, stderr: &str) -> Outcome {
+    match outcome {
+        Outcome::Error { blame, message, retry } if !stderr.is_empty() => {
+            Outcome::Error { blame, message: format!("{message}; stderr: {stderr}"), retry }
+        }
+        other => other,
+    }
 }
 
 /// Runs `work` on a fresh instance of `plugin` within the limits of `trial`. Nothing of the instance is left.
 pub(super) async fn run<T>(
     sandbox: &Sandbox,
-    plugin: &GatePre<State>,
+    reach: &Arc<Reach>,
+    plugin: &dyn Prepared,
     trial: Trial,
-    work: impl for<'a> FnOnce(&'a mut Store<State>, &'a Gate) -> BoxFuture<'a, Result<T>> + Send,
+    work: impl for<'a> FnOnce(&'a mut Store<State>, &'a dyn Gate) -> BoxFuture<'a, Result<T>> + Send,
 ) -> Ran<T> {
     let _ticking = sandbox.ticking();
     let began = Instant::now();
     let (limit, limits) = (trial.timeout, trial.limits);
     let meter = Meter::new(limits.cpu);
+    let record = Record::default();
+    let identified = trial.grants.identity.as_ref().map(exchange::identified).transpose();
+    let identified = match identified {
+        Ok(identified) => identified,
+        Err(message) => {
+            let answer = Err(error(Blame::Credential, message));
+            return Ran { answer, record, cost: Cost::default(), stderr: String::new() };
+        }
+    };
+    let remote = |egress| Arc::new(Remote::new(Clone::clone(egress), Arc::clone(&reach.resolver)));
     let state = State {
         deadline: began + limit,
-        record: Record::default(),
+        wasi: Wasi::new(&record.log, limits.log),
+        record,
         traffic: Traffic::new(limits.traffic),
+        remotes: trial.grants.egress.iter().map(remote).collect(),
+        reach: Arc::clone(reach),
+        identified,
         meter: Arc::clone(&meter),
         memory: Memory::new(limits.memory),
         trial,
@@ -81,8 +124,8 @@ pub(super) async fn run<T>(
     });
 
     let guest = async {
-        let gate = plugin.instantiate_async(&mut store).await?;
-        work(&mut store, &gate).await
+        let gate = plugin.instantiate(&mut store).await?;
+        work(&mut store, gate.as_ref()).await
     };
     // The only clock that covers a guest which waits inside a host function.
     let ended = timeout(limit, Metered::new(Arc::clone(&meter), guest)).await;
@@ -91,7 +134,9 @@ pub(super) async fn run<T>(
         Ok(Err(error)) => Err(stopped(&error, limits.handed_over)),
         Err(_) => Err(error(Blame::Timeout, format!("did not end within {} ms", limit.as_millis()))),
     };
-    let State { record, memory, .. } = store.into_data();
+    let State { trial, record, memory, wasi, .. } = store.into_data();
+    let mut stderr = wasi.end();
+    credentials::redact_text(&trial.grants.credentials, &mut stderr);
     let cost = Cost {
         queued: Duration::ZERO,
         cpu: meter.spent(),
@@ -99,7 +144,7 @@ pub(super) async fn run<T>(
         memory: memory.peak(),
         requests: record.requests,
     };
-    Ran { answer, record, cost }
+    Ran { answer, record, cost, stderr }
 }
 
 /// An outcome without knowledge. Whether to try again follows from who is to blame.
@@ -113,6 +158,7 @@ pub(super) fn error(blame: Blame, message: impl Into<String>) -> Outcome {
         | Blame::Timeout
         | Blame::GateTrouble
         | Blame::PluginNotReady
+        | Blame::Credential
         | Blame::Interrupted
         | Blame::Host => true,
         // These do not.

@@ -8,13 +8,28 @@ pub(super) fn cut(text: &str, limit: usize) -> String {
             out.push('…');
             break;
         }
-        if character.is_control() || is_bidi_override(character) {
-            out.extend(character.escape_default());
-        } else {
-            out.push(character);
-        }
+        push(&mut out, character);
     }
     out
+}
+
+/// The end of `text`, shown like that and at most `limit` bytes long beside the `…` before it.
+pub(super) fn end(text: &str, limit: usize) -> String {
+    let mut out = String::new();
+    text.chars().for_each(|character| push(&mut out, character));
+    let beyond = out.ceil_char_boundary(out.len().saturating_sub(limit));
+    if beyond > 0 {
+        out.replace_range(..beyond, "…");
+    }
+    out
+}
+
+fn push(out: &mut String, character: char) {
+    if character.is_control() || is_bidi_override(character) {
+        out.extend(character.escape_default());
+    } else {
+        out.push(character);
+    }
 }
 
 /// Characters that reorder what people read.
@@ -42,6 +57,14 @@ mod tests {
     fn text_within_the_limit_stays_as_it_is_and_longer_text_is_cut() {
         assert_eq!(cut("12345", 5), "12345");
         assert_eq!(cut("123456", 5), "12345…");
+    }
+
+    #[test]
+    fn the_end_of_a_text_is_kept_whole() {
+        assert_eq!(end("12345", 5), "12345");
+        assert_eq!(end("123456", 5), "…23456");
+        assert_eq!(end("aüb", 2), "…b");
+        assert_eq!(end("a\n", 5), "a\\n");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{Revision, Wish};
+use super::{Revision, Wish, grants::Granted};
 use crate::api::promotionpolicy::{Enforcement, Lack};
 
 /// The DataPlane an intent belongs to.
@@ -132,6 +132,8 @@ pub struct Gate {
     pub plugin: String,
     /// What the plugin is told.
     pub settings: Value,
+    /// What it may do beside judging.
+    pub grants: Granted,
     /// Wall time of one trial.
     pub timeout: Duration,
     /// Trials in all, for errors that may go away.

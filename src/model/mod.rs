@@ -3,11 +3,13 @@
 pub mod certificate;
 pub mod differ;
 pub mod duration;
+pub mod grants;
 pub mod intent;
 pub mod lists;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod promql;
 pub mod quantity;
 pub mod trial;
 pub mod wish;

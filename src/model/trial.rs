@@ -5,6 +5,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -68,6 +69,50 @@ pub enum Scheme {
     /// TLS whose certificate is not verified: the proxy's default certificate is self-signed, and the
     /// evidence says that nobody checked it.
     HttpsUnverified,
+    /// Likewise, and the host shows the trial's own certificate: the admin API wants one of the cluster CA.
+    HttpsIdentified,
+}
+
+/// What a request may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Method {
+    /// Reads.
+    Get,
+    /// Reads, without a body in the answer.
+    Head,
+    /// May change anything.
+    Post,
+    /// Replaces.
+    Put,
+    /// Changes.
+    Patch,
+    /// Deletes.
+    Delete,
+    /// Asks what can be asked.
+    Options,
+}
+
+impl Method {
+    /// All of them. `CONNECT` and `TRACE` are no requests to a target.
+    pub const ALL: [Self; 7] = [Self::Get, Self::Head, Self::Post, Self::Put, Self::Patch, Self::Delete, Self::Options];
+
+    /// Those that change nothing.
+    pub const READING: [Self; 2] = [Self::Get, Self::Head];
+
+    /// As it is written in a request.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+        }
+    }
 }
 
 /// One address behind a target: a Pod.
@@ -92,6 +137,115 @@ pub struct Target {
     pub host: String,
     /// The Pods behind it.
     pub endpoints: Vec<Endpoint>,
+    /// What a request may be.
+    pub methods: Vec<Method>,
+}
+
+/// What a policy grants a gate beside the targets of the upgrade.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// Hosts outside.
+    pub egress: Vec<Egress>,
+    /// Secrets that the host adds to requests.
+    pub credentials: Vec<Credential>,
+    /// Questions to Prometheus.
+    pub queries: Vec<Query>,
+    /// Who the host says that it is to targets that ask.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate for the host to show, and its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// PEM.
+    pub certificate: String,
+    /// PEM.
+    pub key: Secret,
+}
+
+/// A host outside, spoken to over TLS with a certificate that is verified. Resolved once for each trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// `jira`: the target is `egress/jira`.
+    pub name: String,
+    /// `jira.example.com`: resolved, and the name its certificate has to bear.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Addresses that may be dialled though they are not public.
+    pub allowed: Vec<IpNet>,
+}
+
+impl Egress {
+    /// What a request calls it.
+    #[must_use]
+    pub fn target(&self) -> String {
+        format!("egress/{}", self.name)
+    }
+}
+
+/// A secret that a request may name and no gate ever sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// What `request.options.credential` takes.
+    pub name: String,
+    /// Its bytes.
+    pub value: Secret,
+    /// The only target it is sent to.
+    pub target: String,
+    /// The header it is sent in.
+    pub header: String,
+    /// The header's value, with `%s` once in place of the secret: `Bearer %s`.
+    pub format: String,
+    /// The path it is sent to, and everything below.
+    pub path_prefix: String,
+}
+
+/// Bytes that are never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// The bytes, for the request that carries them and for what has to be redacted.
+    #[must_use]
+    pub fn reveal(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(..)")
+    }
+}
+
+/// A question to Prometheus that the policy's author wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// What `metrics.query` takes.
+    pub name: String,
+    /// PromQL; `${parameter}` stands in quoted label values only.
+    pub promql: String,
+    /// The namespace whose series it reads, whatever it says itself.
+    pub namespace: String,
+    /// The time it looks back over; an instant if absent.
+    pub range: Option<Range>,
+}
+
+/// The times a range query is evaluated at: every `step` of the last `window`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// How far back.
+    pub window: Duration,
+    /// Between two points.
+    pub step: Duration,
 }
 
 /// What a gate may use up. CPU and wall time are two budgets.
@@ -166,6 +320,8 @@ pub struct Trial {
     pub targets: Vec<Target>,
     /// What the gate's last wait left behind.
     pub state: Option<Vec<u8>>,
+    /// What else its policy grants it.
+    pub grants: Grants,
     /// The candidate as JSON (metadata, spec, revision, images), if the gate may know it.
     pub candidate: Option<String>,
     /// The stable side likewise.
@@ -202,6 +358,8 @@ pub enum Blame {
     InvalidSettings,
     /// The plugin is not loaded, or not any more.
     PluginNotReady,
+    /// A credential that the gate was granted cannot be had.
+    Credential,
     /// The trial was under way when its host went away.
     Interrupted,
     /// The host failed; not the guest's fault.
@@ -222,6 +380,7 @@ impl Blame {
             Self::GateTrouble => "GateTrouble",
             Self::InvalidSettings => "InvalidSettings",
             Self::PluginNotReady => "PluginNotReady",
+            Self::Credential => "CredentialUnavailable",
             Self::Interrupted => "Interrupted",
             Self::Host => "HostError",
         }

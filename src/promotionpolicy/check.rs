@@ -6,6 +6,7 @@ use crate::{
     api::promotionpolicy::{Gate, PromotionPolicySpec},
     model::{
         duration,
+        grants::Ceilings,
         observed::Plugin,
         trial::{Digest, Outcome, Problem},
     },
@@ -16,6 +17,7 @@ use crate::{
 pub(super) enum Wrong {
     InvalidSelector,
     InvalidDuration,
+    NotGranted,
     PluginNotFound,
     PluginNotReady,
     InvalidSettings,
@@ -27,6 +29,7 @@ impl Wrong {
         match self {
             Self::InvalidSelector => "InvalidSelector",
             Self::InvalidDuration => "InvalidDuration",
+            Self::NotGranted => "NotGranted",
             Self::PluginNotFound => "PluginNotFound",
             Self::PluginNotReady => "PluginNotReady",
             Self::InvalidSettings => "InvalidSettings",
@@ -60,7 +63,11 @@ pub(super) enum Checked<'policy> {
 }
 
 /// Looks at everything that needs no plugin. `installed` answers for a plugin of the policy's namespace by name.
-pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Option<Plugin>) -> Checked<'_> {
+pub(super) fn look<'policy>(
+    spec: &'policy PromotionPolicySpec,
+    ceilings: &Ceilings,
+    installed: impl Fn(&str) -> Option<Plugin>,
+) -> Checked<'policy> {
     let mut findings = Vec::new();
     let mut questions = Vec::new();
     if let Err(error) = Selector::try_from(spec.selector.clone()) {
@@ -77,6 +84,14 @@ pub(super) fn look(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Optio
             if let Err(message) = duration::parse(text) {
                 findings.push(Finding { wrong: Wrong::InvalidDuration, at: at(gate, field), message });
             }
+        }
+        // For its namespace's sake only: what is granted is read again for each DataPlane.
+        if let Some(Err(excess)) = gate.grants.as_ref().map(|grants| grants.read("", ceilings)) {
+            findings.push(Finding {
+                wrong: Wrong::NotGranted,
+                at: at(gate, &format!("grants.{}", excess.field)),
+                message: excess.message,
+            });
         }
         let plugin = &gate.plugin_ref.name;
         match installed(plugin) {
@@ -146,7 +161,7 @@ mod tests {
     }
 
     fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Option<Plugin>) -> Vec<(Wrong, String)> {
-        match look(spec, installed) {
+        match look(spec, &Ceilings::default(), installed) {
             Checked::Looked { findings, .. } => {
                 findings.into_iter().map(|finding| (finding.wrong, finding.at)).collect()
             }
@@ -157,7 +172,9 @@ mod tests {
     #[test]
     fn a_good_policy_leaves_one_question_for_each_gate() {
         let spec = spec(json!({}));
-        let Checked::Looked { findings, questions } = look(&spec, ready) else { panic!("too early") };
+        let Checked::Looked { findings, questions } = look(&spec, &Ceilings::default(), ready) else {
+            panic!("too early")
+        };
         assert_eq!((findings.len(), questions.len()), (0, 1));
         assert_eq!((questions[0].gate.name.as_str(), &questions[0].digest), ("smoke", &Digest::of(b"x")));
     }
@@ -185,7 +202,7 @@ mod tests {
         assert_eq!(findings(&spec, |_| None), [(Wrong::PluginNotFound, at.clone())]);
         let failed = |_: &str| Some(Plugin::Failed { reason: "BadGzip".into(), message: String::new() });
         assert_eq!(findings(&spec, failed), [(Wrong::PluginNotReady, at)]);
-        assert_eq!(look(&spec, |_| Some(Plugin::Loading)), Checked::TooEarly);
+        assert_eq!(look(&spec, &Ceilings::default(), |_| Some(Plugin::Loading)), Checked::TooEarly);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     },
     gate::GateHost,
     gateplugin::Installed,
+    model::grants::Ceilings,
     telemetry::{Expectation, Metrics},
 };
 
@@ -31,6 +32,8 @@ pub struct Setup {
     pub host: Arc<dyn GateHost>,
     /// Which plugins can be asked.
     pub installed: Installed,
+    /// What policies may grant.
+    pub ceilings: Ceilings,
     /// Counts passes and writes.
     pub metrics: Metrics,
     /// Met when the cache is full.
@@ -41,7 +44,7 @@ pub struct Setup {
 
 /// Says of every policy whether it is accepted, until shutdown.
 pub async fn run(setup: Setup) {
-    let Setup { client, scope, host, installed, metrics, ready, shutdown } = setup;
+    let Setup { client, scope, host, installed, ceilings, metrics, ready, shutdown } = setup;
 
     let (policies, writer) = reflector::store::<PromotionPolicy>();
     let policy_events =
@@ -58,7 +61,7 @@ pub async fn run(setup: Setup) {
                 metrics.pass(KIND, reconcile(policy, context)).await
             },
             error_policy,
-            Arc::new(Context { client, host, installed, backoff: Backoff::default(), metrics }),
+            Arc::new(Context { client, host, installed, ceilings, backoff: Backoff::default(), metrics }),
         )
         .for_each(|_| std::future::ready(()));
 

@@ -14,6 +14,7 @@ use crate::{
     cluster::{self, backoff::Backoff},
     gate::GateHost,
     gateplugin::{Installed, Key},
+    model::grants::Ceilings,
     telemetry::Metrics,
 };
 
@@ -28,6 +29,7 @@ pub(super) struct Context {
     pub(super) client: Client,
     pub(super) host: Arc<dyn GateHost>,
     pub(super) installed: Installed,
+    pub(super) ceilings: Ceilings,
     pub(super) backoff: Backoff<(String, String)>,
     pub(super) metrics: Metrics,
 }
@@ -43,7 +45,7 @@ pub(super) enum Error {
 pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = name_of(&policy);
     let installed = |plugin: &str| ctx.installed.get(&Key::new(&namespace, plugin));
-    let Checked::Looked { mut findings, questions } = check::look(&policy.spec, installed) else {
+    let Checked::Looked { mut findings, questions } = check::look(&policy.spec, &ctx.ceilings, installed) else {
         return Ok(Action::await_change());
     };
     let mut unanswered = false;

@@ -4,6 +4,8 @@
 //! distribution's Rust is, its own packages have it (Debian: `rustc-web`, `cargo-web`, `rust-web-src`,
 //! `lld-19`), and the standard library is built along.
 
+pub mod guests;
+
 use std::{
     env, fs, io,
     path::{Path, PathBuf},

@@ -15,11 +15,15 @@ use crate::{
     model::{
         certificate,
         names::{EXPIRES, HOSTS},
+        trial::Identity,
     },
 };
 
 /// Ten years, as Kong's, unless the CA ends before.
 const LIFE: SignedDuration = SignedDuration::from_hours(24 * 3_650);
+
+/// Longer than a trial may take, for clocks that differ.
+const TRIAL: SignedDuration = SignedDuration::from_hours(2);
 
 /// Signs certificates with the cluster CA.
 pub struct Authority {
@@ -79,6 +83,21 @@ impl Authority {
     #[must_use]
     pub fn expires(&self) -> Timestamp {
         self.expires
+    }
+
+    /// Issues a certificate for the gate host to show to admin APIs: for one trial, so it ends within hours.
+    ///
+    /// # Errors
+    /// Where the CA cannot sign.
+    pub fn identify(&self) -> Result<Identity, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "sluice gate host");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        valid_from_now(&mut params, self.expires.min(Timestamp::now().saturating_add(TRIAL).unwrap_or(self.expires)));
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem().into_bytes().into() })
     }
 
     /// Issues a certificate and renders its Secret.

@@ -410,6 +410,7 @@ mod tests {
             name: "policy/smoke".into(),
             plugin: "http-smoke".into(),
             settings: serde_json::json!({}),
+            grants: Default::default(),
             timeout: Duration::from_secs(30),
             max_attempts,
             retry_backoff: Duration::from_secs(5),

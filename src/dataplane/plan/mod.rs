@@ -325,7 +325,13 @@ impl<'a> Scene<'a> {
                 key: key.clone(),
                 digest: digest.clone(),
                 gate: gate.clone(),
-                targets: targets::of(self.intent, self.observed, &self.candidate),
+                targets: targets::of(
+                    self.intent,
+                    self.observed,
+                    &self.candidate,
+                    &self.stable,
+                    gate.grants.targets.as_deref(),
+                ),
                 state: state.clone(),
                 candidate: self.staged.as_ref().map(|(wish, revision)| {
                     targets::manifest(self.intent, self.observed, &self.candidate, wish, revision)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::{
-    api::core::v1::{Pod, ServicePort},
+    api::core::v1::{Pod, Service, ServicePort},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::ResourceExt;
@@ -11,34 +11,94 @@ use serde_json::{Value, json};
 
 use crate::model::{
     Intent, Observed, Selector, Wish,
+    grants::{Port, Side},
     names::{Role, State},
-    trial::{Endpoint, Scheme, Target},
+    trial::{Endpoint, Method, Scheme, Target},
 };
 
-/// The candidate's proxy ports: the ports of the preview ingress Service, and behind each the candidate's own Pods.
-pub(super) fn of(intent: &Intent, observed: &Observed, candidate: &Selector) -> Vec<Target> {
-    let Some(service) = observed.services.get(&(State::Preview, Role::Ingress)) else { return Vec::new() };
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let Some(cluster_ip) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()) else {
-        return Vec::new();
+/// What a gate may speak to: the container ports that its policy grants, or else the candidate's proxy ports.
+pub(super) fn of(
+    intent: &Intent,
+    observed: &Observed,
+    candidate: &Selector,
+    stable: &Selector,
+    granted: Option<&[Port]>,
+) -> Vec<Target> {
+    let sides = |side| match side {
+        Side::Candidate => Behind { intent, observed, side, state: State::Preview, selector: candidate },
+        Side::Stable => Behind { intent, observed, side, state: State::Live, selector: stable },
     };
-    let pods: Vec<_> = observed.pods_of(candidate).collect();
-    let mut targets = Vec::new();
-    for port in spec.ports.iter().flatten() {
-        let Some((name, container_port)) = pods.first().and_then(|pod| container_port(pod, &wanted(port))) else {
-            continue;
-        };
-        let Ok(service_port) = u16::try_from(port.port) else { continue };
-        targets.push(Target {
-            // The proxy's TLS ports are told by their names, as Kong's are.
-            scheme: if name.ends_with("ssl") { Scheme::HttpsUnverified } else { Scheme::Http },
-            name: format!("candidate/{name}"),
-            service: SocketAddr::new(cluster_ip, service_port),
-            host: format!("{}.{}.svc", service.name_any(), intent.owner.namespace),
-            endpoints: pods.iter().filter_map(|pod| endpoint(pod, container_port)).collect(),
-        });
+    match granted {
+        None => sides(Side::Candidate).proxy(),
+        Some(ports) => ports.iter().filter_map(|port| sides(port.side).port(port)).collect(),
     }
-    targets
+}
+
+/// A side, and the ingress Service in front of it.
+struct Behind<'pass> {
+    intent: &'pass Intent,
+    observed: &'pass Observed,
+    side: Side,
+    state: State,
+    selector: &'pass Selector,
+}
+
+impl Behind<'_> {
+    /// The ports of the Service, and behind each the Pods.
+    fn proxy(&self) -> Vec<Target> {
+        let Some(pod) = self.observed.pods_of(self.selector).next() else { return Vec::new() };
+        let named = self.service_ports().filter_map(|port| container_port(pod, &wanted(port)));
+        named.filter_map(|(name, number)| self.target(&name, &name, number, &Method::ALL)).collect()
+    }
+
+    /// A port of the Pods, which may have no Service.
+    fn port(&self, port: &Port) -> Option<Target> {
+        let pod = self.observed.pods_of(self.selector).next()?;
+        let wanted = port.name.parse().map_or_else(|_| IntOrString::String(port.name.clone()), IntOrString::Int);
+        let (name, number) = container_port(pod, &wanted)?;
+        self.target(&port.name, &name, number, &port.methods)
+    }
+
+    fn target(&self, called: &str, name: &str, number: u16, methods: &[Method]) -> Option<Target> {
+        let pods: Vec<_> = self.observed.pods_of(self.selector).collect();
+        let endpoints: Vec<_> = pods.iter().filter_map(|pod| endpoint(pod, number)).collect();
+        let service = self.service().and_then(|service| {
+            let address: IpAddr = service.spec.as_ref()?.cluster_ip.as_deref()?.parse().ok()?;
+            let behind = |port: &&ServicePort| {
+                container_port(pods.first()?, &wanted(port)).filter(|(_, behind)| *behind == number)
+            };
+            let port = self.service_ports().find(|port| behind(port).is_some())?;
+            Some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
+        });
+        Some(Target {
+            name: format!("{}/{called}", self.side.as_str()),
+            scheme: scheme(name),
+            // Where no Service leads there, the first Pod stands for all.
+            service: service.or_else(|| endpoints.first().map(|endpoint| endpoint.address))?,
+            host: format!("{}.{}.svc", self.service()?.name_any(), self.intent.owner.namespace),
+            endpoints,
+            methods: methods.to_vec(),
+        })
+    }
+
+    /// While traffic moves, a Service may select the other side.
+    fn service(&self) -> Option<&Service> {
+        let leads_here = self.observed.selects(self.state, Role::Ingress).as_ref() == Some(self.selector);
+        self.observed.services.get(&(self.state, Role::Ingress)).filter(|_| leads_here).map(AsRef::as_ref)
+    }
+
+    fn service_ports(&self) -> impl Iterator<Item = &ServicePort> {
+        self.service().and_then(|service| service.spec.as_ref()?.ports.as_ref()).into_iter().flatten()
+    }
+}
+
+/// TLS ports are told by their names, as Kong's are. The admin API wants a certificate of the cluster CA.
+fn scheme(port: &str) -> Scheme {
+    match (port.starts_with("admin"), port.ends_with("ssl")) {
+        (true, true) => Scheme::HttpsIdentified,
+        (false, true) => Scheme::HttpsUnverified,
+        (_, false) => Scheme::Http,
+    }
 }
 
 /// What a Service's port sends to.

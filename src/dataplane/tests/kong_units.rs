@@ -10,7 +10,10 @@ use crate::{
         dataplane::{PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE},
     },
     dataplane::{check, fixtures},
-    model::names::{self, Role, State},
+    model::{
+        grants::Ceilings,
+        names::{self, Role, State},
+    },
 };
 
 const WAITING: &str = "False/WaitingToBecomeReady: Waiting for the resource to become ready";
@@ -407,7 +410,8 @@ fn u_a_selector_override_is_parsed_as_kong_does() {
         let mut world = World::in_place("kong:3.9", json!({}));
         world.run();
         world.annotate(SERVICE_SELECTOR_OVERRIDE, Some(text));
-        let refused = check::read(&world.dataplane, &[], true).wanted.err().map(|refusal| refusal.message);
+        let refused =
+            check::read(&world.dataplane, &[], true, &Ceilings::default()).wanted.err().map(|refusal| refusal.message);
         assert_eq!(refused.as_deref(), expected.clone().err(), "{text}");
         world.run();
         for role in [Role::Ingress, Role::Admin] {

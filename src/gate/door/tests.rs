@@ -24,8 +24,8 @@ use super::*;
 use crate::{
     gate::{GateHost, Presence},
     model::trial::{
-        Blame, Digest, Endpoint, Limits, LoadError, Loaded, Measurement, Moment, Outcome, Problem, Reason, Report,
-        Scheme, Target, Trial,
+        Blame, Digest, Endpoint, Grants, Limits, LoadError, Loaded, Measurement, Method, Moment, Outcome, Problem,
+        Reason, Report, Scheme, Target, Trial,
     },
 };
 
@@ -101,8 +101,10 @@ fn trial() -> Trial {
             service: ([10, 0, 0, 1], 443).into(),
             host: "a.b.svc".into(),
             endpoints: vec![Endpoint { name: "pod-a".into(), address: ([10, 1, 0, 1], 8443).into() }],
+            methods: Method::ALL.to_vec(),
         }],
         state: Some(vec![0, 255]),
+        grants: Grants::default(),
         candidate: Some("{}".into()),
         stable: None,
     }

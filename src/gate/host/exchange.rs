@@ -23,10 +23,13 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
 use tokio::{
     net::TcpStream,
@@ -35,8 +38,12 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{probe::failure, traffic::Traffic};
-use crate::gate::bindings::probe::{Failure, Response};
+use super::{
+    egress::Remote,
+    probe::{Failure, Kind, Response, failure},
+    traffic::Traffic,
+};
+use crate::model::trial::Identity;
 
 /// Bytes and number of the headers of an answer. More is a protocol failure.
 const HEAD_BYTES: usize = 16 << 10;
@@ -56,10 +63,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A request that was checked and will be sent.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    pub(super) address: SocketAddr,
-    /// Name of the Pod behind `address`; empty for a Service.
-    pub(super) endpoint: String,
-    pub(super) tls: bool,
+    pub(super) peer: Peer,
+    pub(super) tls: Tls,
     pub(super) authority: Authority,
     pub(super) method: Method,
     pub(super) path: Uri,
@@ -84,42 +89,92 @@ fn size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
+/// Who is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Peer {
+    /// A Service, which may be younger than what kube-proxy knows.
+    Service(SocketAddr),
+    /// A Pod, by its name.
+    Pod { name: String, address: SocketAddr },
+    /// A host outside, resolved and checked before it is dialled.
+    Outside(Arc<Remote>),
+    /// Prometheus, wherever the operator's configuration says that it is.
+    Prometheus { host: String, port: u16 },
+}
+
+/// How a connection is secured. The servers of an upgrade are verified by nothing but the key exchange, and the evidence
+/// says that nobody checked whose certificates they have.
+#[derive(Clone, Debug)]
+pub(super) enum Tls {
+    Off,
+    Unverified,
+    /// With a certificate of our own.
+    Identified(Arc<ClientConfig>),
+    Verified(Arc<ClientConfig>),
+}
+
 /// Sends it and reads the answer, all within its time-out.
 pub(super) async fn send(exchange: Exchange) -> Result<Response, Failure> {
     let limit = exchange.timeout;
     match timeout(limit, connect(exchange)).await {
         Ok(answer) => answer,
-        Err(_) => Err(failure("timeout", format!("no complete answer within {} ms", limit.as_millis()))),
+        Err(_) => Err(failure(Kind::Timeout, format!("no complete answer within {} ms", limit.as_millis()))),
     }
 }
 
 async fn connect(exchange: Exchange) -> Result<Response, Failure> {
-    let (began, stream) = dial(&exchange).await.map_err(|error| failure("connect", error.to_string()))?;
+    let (began, stream) = dial(&exchange.peer).await?;
     // A small request should not wait for the acknowledgement of nothing. An error here shows at the next write.
     let _ = stream.set_nodelay(true);
     let connected = began.elapsed();
-    if exchange.tls {
-        let name = exchange.authority.host().trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(name)
-            .map_err(|_| failure("invalid", format!("host {:?} is no TLS server name", exchange.authority.host())))?;
-        let stream = TlsConnector::from(Arc::clone(&UNVERIFIED))
-            .connect(name, stream)
-            .await
-            .map_err(|error| failure("tls", error.to_string()))?;
-        let secured = began.elapsed();
-        converse(exchange, stream, Timings { began, connected, secured }).await
-    } else {
-        converse(exchange, stream, Timings { began, connected, secured: Duration::ZERO }).await
+    let config = match &exchange.tls {
+        Tls::Off => {
+            return converse(exchange, stream, Timings { began, connected, secured: Duration::ZERO }).await;
+        }
+        Tls::Unverified => &*UNVERIFIED,
+        Tls::Identified(config) | Tls::Verified(config) => config,
+    };
+    let name = exchange.authority.host().trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(name)
+        .map_err(|_| failure(Kind::Invalid, format!("host {:?} is no TLS server name", exchange.authority.host())))?;
+    let stream = TlsConnector::from(Arc::clone(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| failure(Kind::Tls, error.to_string()))?;
+    let secured = began.elapsed();
+    converse(exchange, stream, Timings { began, connected, secured }).await
+}
+
+/// A connection, and when it was begun: neither the time to resolve a name nor the time that kube-proxy took to learn of
+/// a Service is the peer's.
+async fn dial(peer: &Peer) -> Result<(Instant, TcpStream), Failure> {
+    let refused = |error: io::Error| failure(Kind::Connect, error.to_string());
+    match peer {
+        Peer::Service(address) => dial_young(*address).await.map_err(refused),
+        Peer::Pod { address, .. } => {
+            let began = Instant::now();
+            Ok((began, TcpStream::connect(address).await.map_err(refused)?))
+        }
+        Peer::Outside(remote) => {
+            let addresses = remote.addresses().await?;
+            let began = Instant::now();
+            // One after the other until one answers, and none that was not checked.
+            Ok((began, TcpStream::connect(addresses.as_slice()).await.map_err(refused)?))
+        }
+        Peer::Prometheus { host, port } => {
+            let began = Instant::now();
+            Ok((began, TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?))
+        }
     }
 }
 
-/// A connection, and when it was begun: the time that kube-proxy took to learn of a Service is not the Service's.
-async fn dial(exchange: &Exchange) -> io::Result<(Instant, TcpStream)> {
+/// A Service refuses what comes before kube-proxy has learnt of it.
+async fn dial_young(address: SocketAddr) -> io::Result<(Instant, TcpStream)> {
     let start = Instant::now();
     loop {
         let began = Instant::now();
-        let learning = exchange.endpoint.is_empty() && start.elapsed() < LEARNING;
-        let dialled = TcpStream::connect(exchange.address);
+        let learning = start.elapsed() < LEARNING;
+        let dialled = TcpStream::connect(address);
         let answer = if learning { timeout(PATIENCE, dialled).await } else { Ok(dialled.await) };
         match answer {
             Ok(Ok(stream)) => return Ok((began, stream)),
@@ -153,7 +208,7 @@ where
     *request.uri_mut() = exchange.path;
     *request.headers_mut() = exchange.headers;
     let host = HeaderValue::try_from(exchange.authority.as_str());
-    request.headers_mut().insert(header::HOST, host.map_err(|error| failure("invalid", error.to_string()))?);
+    request.headers_mut().insert(header::HOST, host.map_err(|error| failure(Kind::Invalid, error.to_string()))?);
     // One request per connection: the server may free it at once.
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 
@@ -163,11 +218,14 @@ where
     exchange.traffic.take(size(&head.headers))?;
     let (body, body_size) = read(body, exchange.max_body, &exchange.traffic).await?;
     Ok(Response {
-        endpoint: exchange.endpoint,
+        endpoint: match exchange.peer {
+            Peer::Pod { name, .. } => name,
+            Peer::Service(_) | Peer::Outside(_) | Peer::Prometheus { .. } => String::new(),
+        },
         status: head.status.as_u16(),
         http_version: match head.version {
-            Version::HTTP_10 => "1.0".to_owned(),
-            _ => "1.1".to_owned(),
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
         },
         headers: head.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect(),
         body,
@@ -199,7 +257,7 @@ async fn read(mut body: Incoming, keep: usize, traffic: &Traffic) -> Result<(Vec
 
 fn protocol(error: &hyper::Error) -> Failure {
     let cause = error.source().map(|cause| format!(": {cause}"));
-    failure("protocol", format!("{error}{}", cause.unwrap_or_default()))
+    failure(Kind::Protocol, format!("{error}{}", cause.unwrap_or_default()))
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -207,18 +265,44 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 /// TLS that takes any certificate. The operator's evidence says that nobody verified it.
-static UNVERIFIED: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+static UNVERIFIED: LazyLock<Arc<ClientConfig>> =
+    LazyLock::new(|| Arc::new(finished(unverified().with_no_client_auth())));
+
+/// The same, for servers that ask who we are.
+///
+/// # Errors
+/// Where the certificate or its key cannot be read.
+pub(in crate::gate) fn identified(identity: &Identity) -> Result<Arc<ClientConfig>, String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect();
+    let chain = chain.map_err(|error| format!("the host's certificate cannot be read: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key.reveal());
+    let key = key.map_err(|_| "the key of the host's certificate cannot be read".to_owned())?;
+    let config = unverified().with_client_auth_cert(chain, key);
+    Ok(Arc::new(finished(config.map_err(|error| format!("the host's certificate cannot be used: {error}"))?)))
+}
+
+/// TLS that takes certificates which `roots` vouch for.
+pub(in crate::gate) fn verified(roots: RootCertStore) -> Arc<ClientConfig> {
+    Arc::new(finished(builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn unverified() -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let verifier = Arc::new(Unverified(Arc::new(ring::default_provider())));
+    builder().dangerous().with_custom_certificate_verifier(verifier)
+}
+
+fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .expect("the provider's own suites fit the default protocol versions");
-    let verifier = Arc::new(Unverified(provider));
-    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+        .expect("the provider's own suites fit the default protocol versions")
+}
+
+fn finished(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // A smoke test wants the whole handshake, and connections share no state.
     config.resumption = rustls::client::Resumption::disabled();
-    Arc::new(config)
-});
+    config
+}
 
 /// Says yes to every certificate, but not to a peer that does not hold its key.
 #[derive(Debug)]
@@ -270,9 +354,8 @@ mod tests {
 
     fn exchange(address: SocketAddr) -> Exchange {
         Exchange {
-            address,
-            endpoint: "pod-a".into(),
-            tls: false,
+            peer: Peer::Pod { name: "pod-a".into(), address },
+            tls: Tls::Off,
             authority: Authority::from_static("api.example.com"),
             method: Method::POST,
             path: Uri::from_static("/a?b=c"),
@@ -330,7 +413,7 @@ mod tests {
         let late = refusing.local_addr().unwrap();
         drop(refusing);
         let began = Instant::now();
-        let asked = tokio::spawn(send(Exchange { endpoint: String::new(), ..exchange(late) }));
+        let asked = tokio::spawn(send(Exchange { peer: Peer::Service(late), ..exchange(late) }));
         // Nobody can see a refusal from outside: time for a few is all there is to wait for.
         sleep(PAUSE * 3).await;
         let listener = TcpListener::bind(late).await.unwrap();
@@ -375,7 +458,7 @@ mod tests {
             }
         });
         let failure = send(Exchange { timeout: Duration::from_millis(200), ..exchange(address) }).await.unwrap_err();
-        assert_eq!(failure.kind, "timeout");
+        assert_eq!(failure.kind, Kind::Timeout);
         // It hung up: the drip has nobody left to write to.
         dripping.await.unwrap();
     }

@@ -1,7 +1,12 @@
-//! What a gate may ask of its host: one file per interface of the contract, and for `probe` also `exchange`, which does
-//! the I/O, and `traffic`, which counts it.
+//! What a gate may ask of its host: one file per interface of the contract, and `wasi` for what toolchains ask for.
+//! `exchange` does the I/O for `probe` and `metrics`, and `traffic` counts it; `egress` and `credentials` say what may leave
+//! the cluster.
 
-mod exchange;
+pub(super) mod credentials;
+pub(super) mod egress;
+pub(super) mod exchange;
+pub(super) mod metrics;
 pub(super) mod probe;
 pub(super) mod traffic;
 pub(super) mod trial;
+pub(super) mod wasi;

@@ -5,8 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::probe::failure;
-use crate::gate::bindings::probe::Failure;
+use super::probe::{Failure, Kind, failure};
 
 /// What is left of the budget.
 #[derive(Clone, Debug)]
@@ -28,7 +27,7 @@ impl Traffic {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         // The number is all there is to share, so relaxed atomics do.
         let taken = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes));
-        let over = || failure("budget", format!("all {} bytes of requests and answers are used up", self.limit));
+        let over = || failure(Kind::Budget, format!("all {} bytes of requests and answers are used up", self.limit));
         taken.map(drop).map_err(|_| over())
     }
 }
@@ -42,7 +41,7 @@ mod tests {
         let traffic = Traffic::new(10);
         let clone = traffic.clone();
         assert!(traffic.take(4).is_ok() && clone.take(6).is_ok());
-        assert_eq!(traffic.take(1).unwrap_err().kind, "budget");
+        assert_eq!(traffic.take(1).unwrap_err().kind, Kind::Budget);
         assert!(clone.take(0).is_ok());
     }
 

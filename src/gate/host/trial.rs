@@ -1,21 +1,23 @@
 //! `sluice:gate/trial`: what a gate may know of the upgrade, and what it leaves behind besides its verdict.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::Instant;
 use wasmtime::Result;
 
 use crate::{
-    gate::{
-        bindings::trial::{Host, Role, Target},
-        store::State,
-        text,
+    gate::{store::State, text},
+    model::{
+        grants::Side,
+        trial::{Denial, Link, Measurement},
     },
-    model::trial::{Denial, Link, Measurement},
 };
 
 /// Bytes of one line of log, fields included.
-const LINE: usize = 4 << 10;
+pub(super) const LINE: usize = 4 << 10;
 
 /// Fields of one line, and bytes of each.
 const FIELDS: usize = 32;
@@ -37,7 +39,7 @@ pub(in crate::gate) struct Record {
     pub(in crate::gate) valid_for: Option<Duration>,
     pub(in crate::gate) denials: Vec<Denial>,
     pub(in crate::gate) answered: Vec<String>,
-    pub(in crate::gate) log: Log,
+    pub(in crate::gate) log: SharedLog,
     pub(in crate::gate) requests: u32,
     pub(in crate::gate) unverified_tls: bool,
 }
@@ -92,6 +94,21 @@ impl Record {
     }
 }
 
+/// The log of a trial, held by its store and by the guest's stdout and stderr.
+#[derive(Clone, Debug, Default)]
+pub(in crate::gate) struct SharedLog(Arc<Mutex<Log>>);
+
+impl SharedLog {
+    pub(in crate::gate) fn lock(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All lines. Nothing is left in it.
+    pub(in crate::gate) fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lock()).into_lines()
+    }
+}
+
 /// Lines up to a number of bytes; what is beyond is counted.
 #[derive(Debug, Default)]
 pub(in crate::gate) struct Log {
@@ -102,7 +119,7 @@ pub(in crate::gate) struct Log {
 }
 
 impl Log {
-    fn push(&mut self, limit: usize, level: &str, message: &str, fields: &[(String, String)]) {
+    pub(super) fn push(&mut self, limit: usize, level: &str, message: &str, fields: &[(String, String)]) {
         if self.cut > 0 {
             // Once cut, always cut: a log with holes misleads.
             return self.count(message.len());
@@ -131,7 +148,7 @@ impl Log {
     }
 
     /// The lines, and a last one that says how much was cut.
-    pub(in crate::gate) fn into_lines(mut self) -> Vec<String> {
+    fn into_lines(mut self) -> Vec<String> {
         if self.cut > 0 {
             self.lines.push(format!("warn {} more lines were cut, {} bytes", self.cut, self.cut_bytes));
         }
@@ -141,66 +158,74 @@ impl Log {
 
 impl State {
     fn note(&mut self, level: &str, message: &str, fields: &[(String, String)]) {
-        self.record.log.push(self.trial.limits.log, level, message, fields);
+        self.record.log.lock().push(self.trial.limits.log, level, message, fields);
     }
 }
 
-impl Host for State {
-    async fn id(&mut self) -> Result<String> {
+/// The functions of the interface, in the contract's order and with its names.
+impl State {
+    pub(in crate::gate) async fn id(&mut self) -> Result<String> {
         self.enter().await?;
         Ok(self.trial.id.clone())
     }
 
-    async fn phase(&mut self) -> Result<String> {
+    pub(in crate::gate) async fn phase(&mut self) -> Result<String> {
         self.enter().await?;
         Ok(self.trial.moment.as_str().to_owned())
     }
 
-    async fn manifest(&mut self, role: Role) -> Result<Option<String>> {
+    pub(in crate::gate) async fn manifest(&mut self, side: Side) -> Result<Option<String>> {
         self.enter().await?;
-        Ok(match role {
-            Role::Candidate => self.trial.candidate.clone(),
-            Role::Stable => self.trial.stable.clone(),
+        Ok(match side {
+            Side::Candidate => self.trial.candidate.clone(),
+            Side::Stable => self.trial.stable.clone(),
         })
     }
 
-    async fn targets(&mut self) -> Result<Vec<Target>> {
+    /// Name and endpoints of each.
+    pub(in crate::gate) async fn targets(&mut self) -> Result<Vec<(String, Vec<String>)>> {
         self.enter().await?;
-        let names = |target: &crate::model::trial::Target| Target {
-            name: target.name.clone(),
-            endpoints: target.endpoints.iter().map(|endpoint| endpoint.name.clone()).collect(),
-        };
-        Ok(self.trial.targets.iter().map(names).collect())
+        let inside = self.trial.targets.iter().map(|target| {
+            (target.name.clone(), target.endpoints.iter().map(|endpoint| endpoint.name.clone()).collect())
+        });
+        let outside = self.trial.grants.egress.iter().map(|egress| (egress.target(), Vec::new()));
+        Ok(inside.chain(outside).collect())
     }
 
-    async fn now(&mut self) -> Result<f64> {
+    pub(in crate::gate) async fn now(&mut self) -> Result<f64> {
         self.enter().await?;
         Ok(milliseconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
     }
 
-    async fn remaining(&mut self) -> Result<f64> {
+    pub(in crate::gate) async fn remaining(&mut self) -> Result<f64> {
         self.enter().await?;
         Ok(milliseconds(self.deadline.saturating_duration_since(Instant::now())))
     }
 
-    async fn state(&mut self) -> Result<Option<Vec<u8>>> {
+    pub(in crate::gate) async fn state(&mut self) -> Result<Option<Vec<u8>>> {
         self.enter().await?;
         Ok(self.trial.state.clone())
     }
 
-    async fn sleep(&mut self, milliseconds: u32) -> Result<()> {
+    pub(in crate::gate) async fn sleep(&mut self, milliseconds: u32) -> Result<()> {
         self.enter().await?;
         tokio::time::sleep(Duration::from_millis(milliseconds.into())).await;
         Ok(())
     }
 
-    async fn log(&mut self, level: String, message: String, fields: Vec<(String, String)>) -> Result<()> {
+    pub(in crate::gate) async fn log(&mut self, level: &str, message: &str, fields: &[(String, String)]) -> Result<()> {
         self.enter().await?;
-        self.note(&level, &message, &fields);
+        self.note(level, message, fields);
         Ok(())
     }
 
-    async fn measure(&mut self, name: String, value: f64, unit: String, threshold: Option<f64>) -> Result<()> {
+    pub(in crate::gate) async fn measure(
+        &mut self,
+        name: String,
+        value: f64,
+        unit: String,
+        threshold: Option<f64>,
+    ) -> Result<()> {
         self.enter().await?;
         let measurement = Measurement { name: name.clone(), value, unit, threshold };
         if let Err(why) = self.record.measure(measurement, self.trial.limits.measurements) {
@@ -209,13 +234,13 @@ impl Host for State {
         Ok(())
     }
 
-    async fn valid_for(&mut self, milliseconds: u32) -> Result<()> {
+    pub(in crate::gate) async fn valid_for(&mut self, milliseconds: u32) -> Result<()> {
         self.enter().await?;
         self.record.valid_for = Some(Duration::from_millis(milliseconds.into()));
         Ok(())
     }
 
-    async fn link(&mut self, title: String, url: String) -> Result<()> {
+    pub(in crate::gate) async fn link(&mut self, title: String, url: String) -> Result<()> {
         self.enter().await?;
         let link = Link { title: text::cut(&title, TITLE), url };
         if let Err(why) = self.record.link(link, self.trial.limits.links) {

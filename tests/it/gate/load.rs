@@ -7,7 +7,12 @@ use sluice::{
     model::trial::{Blame, Digest, LoadError},
 };
 
-use super::{assert_blames, assert_passes, component, contract, fixture, host, module, run, trial};
+use tokio::net::TcpListener;
+
+use super::{
+    PATIENCE, assert_blames, assert_nobody_came, assert_passes, component, contract, data, fixture, host, module, run,
+    trial,
+};
 
 /// Refused with this reason, and the host goes on.
 async fn refused(host: &LocalGateHost, bytes: Bytes) -> LoadError {
@@ -98,11 +103,15 @@ async fn an_evaluator_of_another_shape_is_refused() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_needs_metrics_is_told_that_there_are_none() {
-    let import = r#"(module (import "sluice:gate/metrics@0.1.0" "query" (func $query (param i32 i32 i32 i32 i32)))"#;
-    let module = module("metrics", &[]).replacen("(module", import, 1);
-    let error = refused(&host(), component(&module, &contract())).await;
-    assert_eq!(error, LoadError::UnsupportedImport("sluice:gate/metrics@0.1.0".into()));
+async fn a_plugin_that_imports_what_is_not_offered_is_told_what() {
+    let contract = format!(
+        "{}\npackage wasi:keyvalue@0.2.0 {{ interface store {{ get: func() -> u32; }} }}",
+        contract().replace("world gate {", "world gate { import wasi:keyvalue/store@0.2.0;")
+    );
+    let import = r#"(module (import "wasi:keyvalue/store@0.2.0" "get" (func $get (result i32)))"#;
+    let module = module("instruction", &[("instruction", "(drop (call $get))")]).replacen("(module", import, 1);
+    let error = refused(&host(), component(&module, &contract)).await;
+    assert_eq!(error, LoadError::UnsupportedImport("wasi:keyvalue/store@0.2.0".into()));
 }
 
 #[tokio::test]
@@ -123,4 +132,56 @@ async fn a_plugin_whose_schema_is_none_is_refused() {
     let module = module("good", &[]).replace("fixture1{}", "fixture1[]");
     let error = refused(&host(), component(&module, &contract())).await;
     assert!(matches!(error, LoadError::BadDescription(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn threat_24_a_plugin_that_takes_another_name_is_still_known_by_its_bytes() {
+    let host = host();
+    let honest = host.load(fixture("good", &[])).await.unwrap();
+    let liar = component(&module("good", &[]).replace("fixture1{}", "kubelet1{}"), &contract());
+    let liar = host.load(liar).await.unwrap();
+    assert_eq!((honest.description.name.as_str(), liar.description.name.as_str()), ("fixture", "kubelet"));
+    assert_ne!(honest.digest, liar.digest);
+    host.unload(&liar.digest).await;
+    assert_passes(&host.run(trial(&honest.digest)).await);
+    assert_blames(&host.run(trial(&liar.digest)).await, Blame::PluginNotReady);
+}
+
+/// The fixture `good` with this schema of its settings.
+fn with_schema(schema: &str) -> Bytes {
+    let length: String =
+        u32::try_from(schema.len()).unwrap().to_le_bytes().map(|byte| format!("\\{byte:02x}")).concat();
+    let data = format!("(data (i32.const 8192) \"{}\")\n(func (export \"cabi_realloc\")", data(schema));
+    let module = module("good", &[]).replace(r"\48\04\00\00\02\00\00\00", &format!(r"\00\20\00\00{length}")).replacen(
+        "(func (export \"cabi_realloc\")",
+        &data,
+        1,
+    );
+    component(&module, &contract())
+}
+
+#[tokio::test]
+async fn threat_26_a_schema_fetches_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let host = host();
+    for reference in [
+        format!("http://127.0.0.1:{port}/schema.json"),
+        format!("//127.0.0.1:{port}/"),
+        "file:///etc/passwd".into(),
+        "https://json-schema.org/draft/2020-12/other".into(),
+    ] {
+        let error = host.load(with_schema(&format!(r#"{{"$ref": "{reference}"}}"#))).await.expect_err(&reference);
+        assert!(matches!(error, LoadError::BadDescription(_)), "{reference}: {error:?}");
+    }
+    assert_nobody_came(&listener);
+}
+
+#[tokio::test]
+async fn threat_26_the_patterns_of_a_schema_take_linear_time() {
+    let host = host();
+    let loaded = host.load(with_schema(r#"{"pattern": "^(a+)+$"}"#)).await.unwrap();
+    let settings = json!("a".repeat(50_000) + "!");
+    let validated = tokio::time::timeout(PATIENCE, host.validate(&loaded.digest, &settings)).await.expect("in time");
+    assert_eq!(validated.unwrap()[0].pointer, "");
 }

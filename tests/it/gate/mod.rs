@@ -1,11 +1,15 @@
 //! The gate host against guests that behave and guests that do not. Needs no cluster.
 
 mod compile;
+mod guests;
 mod hostile;
 mod limits;
 mod load;
+mod outside;
 mod smoke;
+mod smuggling;
 mod targets;
+mod wasi;
 
 use std::{
     fs,
@@ -18,8 +22,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sluice::{
     gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
-    model::trial::{Blame, Digest, Endpoint, Limits, Loaded, Moment, Outcome, Report, Scheme, Target, Trial},
+    model::trial::{
+        Blame, Digest, Endpoint, Grants, Limits, Loaded, Method, Moment, Outcome, Report, Scheme, Target, Trial,
+    },
 };
+use tokio::net::TcpListener;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -37,12 +44,12 @@ fn host() -> LocalGateHost {
 }
 
 /// The contract as it is.
-fn contract() -> String {
+pub(crate) fn contract() -> String {
     fs::read_to_string(root().join("wit/gate.wit")).unwrap()
 }
 
 /// The text of a fixture between the preamble and the end, with its `{{words}}` filled in.
-fn module(name: &str, words: &[(&str, &str)]) -> String {
+pub(crate) fn module(name: &str, words: &[(&str, &str)]) -> String {
     let folder = root().join("tests/fixtures/gates");
     let read = |file: PathBuf| fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let preamble = read(folder.join("preamble.wat"));
@@ -55,7 +62,7 @@ fn module(name: &str, words: &[(&str, &str)]) -> String {
 }
 
 /// A component of the text of a module, for the world `gate` of `contract`.
-fn component(module: &str, contract: &str) -> Bytes {
+pub(crate) fn component(module: &str, contract: &str) -> Bytes {
     let mut bytes = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}"));
     let mut resolve = Resolve::default();
     let package = resolve.push_str("gate.wit", contract).unwrap();
@@ -78,8 +85,64 @@ fn with_a_resource(module: &str) -> Bytes {
     component(&module.replacen("(module", thing, 1), &contract().replace("world gate {", things))
 }
 
+/// One request, as the fixture `request` sends it.
+#[derive(Clone, Copy)]
+struct Asks<'words> {
+    method: &'words str,
+    path: &'words str,
+    /// Name and value; none where the name is empty.
+    header: (&'words str, &'words str),
+    /// Likewise.
+    option: (&'words str, &'words str),
+}
+
+impl Default for Asks<'_> {
+    fn default() -> Self {
+        Self { method: "GET", path: "/", header: ("", ""), option: ("", "") }
+    }
+}
+
+impl Asks<'_> {
+    /// The gate that asks so.
+    fn gate(self) -> Bytes {
+        let texts = [
+            ("method", self.method),
+            ("path", self.path),
+            ("name", self.header.0),
+            ("value", self.header.1),
+            ("option", self.option.0),
+            ("setting", self.option.1),
+        ];
+        let words = texts
+            .map(|(name, text)| [(name.to_owned(), data(text)), (format!("{name}_bytes"), text.len().to_string())]);
+        let words: Vec<(&str, &str)> =
+            words.iter().flatten().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        fixture("request", &words)
+    }
+}
+
+/// Any text as the text of a module has it.
+pub(crate) fn data(text: &str) -> String {
+    text.bytes().map(|byte| format!("\\{byte:02x}")).collect()
+}
+
+/// What a fixture heard: it passes with it.
+#[track_caller]
+fn heard(report: &Report) -> &str {
+    match &report.outcome {
+        Outcome::Pass(reason) => &reason.message,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Nobody is in the queue: whoever connected would be there already.
+fn assert_nobody_came(listener: &TcpListener) {
+    let nobody = futures::future::FutureExt::now_or_never(listener.accept());
+    assert!(nobody.is_none(), "{nobody:?}");
+}
+
 /// A trial of a loaded plugin with nothing granted.
-fn trial(digest: &Digest) -> Trial {
+pub(crate) fn trial(digest: &Digest) -> Trial {
     Trial {
         id: "test".into(),
         namespace: "ns".into(),
@@ -90,6 +153,7 @@ fn trial(digest: &Digest) -> Trial {
         limits: Limits::default(),
         targets: Vec::new(),
         state: None,
+        grants: Grants::default(),
         candidate: None,
         stable: None,
     }
@@ -113,6 +177,7 @@ fn candidate(scheme: Scheme, addresses: &[SocketAddr]) -> Target {
         service: addresses[0],
         host: "proxy.example.com".into(),
         endpoints: addresses.iter().enumerate().map(endpoint).collect(),
+        methods: Method::ALL.to_vec(),
     }
 }
 
@@ -126,22 +191,13 @@ fn assert_blames(report: &Report, wanted: Blame) {
     match &report.outcome {
         Outcome::Error { blame, message, .. } => {
             assert_eq!(*blame, wanted, "{report:#?}");
-            assert!(!message.is_empty() && message.len() < 1024 && !message.contains('\n'), "{message:?}");
+            assert!(!message.is_empty() && message.len() < 3 << 10 && !message.contains('\n'), "{message:?}");
         }
         other => panic!("{other:?}, expected {wanted:?}"),
     }
 }
 
 /// Settings that are one text.
-fn text(text: &str) -> Value {
+pub(crate) fn text(text: &str) -> Value {
     Value::String(text.into())
-}
-
-/// Says what the fixture `ask` heard: an endpoint or the kind of a failure.
-#[track_caller]
-fn heard(report: &Report) -> &str {
-    match &report.outcome {
-        Outcome::Pass(reason) => &reason.message,
-        other => panic!("{other:?}"),
-    }
 }

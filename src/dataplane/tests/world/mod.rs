@@ -50,6 +50,7 @@ use crate::{
     },
     model::{
         Intent, Observed, Phase, Plan, differ,
+        grants::Ceilings,
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, Plugin, TrialKey},
         plan::ApprovalPlan,
@@ -277,7 +278,7 @@ impl World {
     /// One pass. Says what was planned, and whether anything was written or learnt.
     pub(super) fn pass(&mut self) -> (Plan, bool) {
         let policies: Vec<_> = self.policies.iter().collect();
-        let intent = check::read(&self.dataplane, &policies, true);
+        let intent = check::read(&self.dataplane, &policies, true, &Ceilings::default());
         let observed = plan::adopt::complete(&intent, self.look(&intent));
         let plan = plan::decide(&intent, &observed, self.now);
         let planned = build::render(&intent, &observed, &plan);

@@ -1,30 +1,80 @@
-//! The contract in `wit/` as Rust, and the only place that knows both its types and our nouns.
+//! The contract in `wit/`, one file for each version that is spoken, and what a guest's answers mean.
+//!
+//! Versions live side by side in one linker, for the names of their interfaces differ. What differs between them is
+//! known to their own files only: everybody else speaks the words of this one, and of `host`.
+
+#[cfg(test)]
+mod next;
+mod v0_1;
 
 use std::time::Duration;
 
-use generated::exports::sluice::gate::evaluator;
-
-use super::text;
-use crate::model::trial::{Blame, Limits, Outcome, Problem, Reason};
-
-/// What the engine's macro makes of `wit/gate.wit`.
-mod generated {
-    wasmtime::component::bindgen!({
-        path: "wit",
-        world: "gate",
-        imports: { default: async | trappable },
-        exports: { default: async },
-    });
-}
-
-pub(super) use evaluator::{Description, Trouble, Verdict};
-pub(super) use generated::{
-    Gate, GatePre,
-    sluice::gate::{probe, trial},
+use async_trait::async_trait;
+use wasmtime::{
+    Result, Store,
+    component::{InstancePre, Linker},
 };
 
-/// The contracts this host speaks, as shown to people.
-pub(super) const SUPPORTED: &str = "sluice:gate@0.1";
+use super::{store::State, text};
+use crate::model::trial::{Blame, Limits, Outcome, Problem, Reason};
+
+/// One minor version of the contract, which its patches only add to.
+pub(super) struct Track {
+    /// What its versions begin with: `0.1`.
+    pub(super) version: &'static str,
+    /// The interfaces a guest may import.
+    pub(super) imports: &'static [&'static str],
+    /// Puts them into a linker.
+    pub(super) link: fn(&mut Linker<State>) -> Result<()>,
+    /// Finds the evaluator of a component that is linked.
+    pub(super) prepare: fn(InstancePre<State>) -> Result<Box<dyn Prepared>>,
+}
+
+/// Every track that is spoken. At most two, the newest and the one before it.
+pub(super) const TRACKS: &[Track] = &[v0_1::TRACK];
+
+/// A plugin that is linked: instances are made of it.
+#[async_trait]
+pub(super) trait Prepared: Send + Sync {
+    /// A fresh instance.
+    async fn instantiate(&self, store: &mut Store<State>) -> Result<Box<dyn Gate>>;
+}
+
+/// An instance, asked what a gate can be asked.
+#[async_trait]
+pub(super) trait Gate: Send + Sync {
+    /// What it says of itself.
+    async fn describe(&self, store: &mut Store<State>) -> Result<Description>;
+    /// What it says is wrong with settings.
+    async fn validate(&self, store: &mut Store<State>, settings: &str) -> Result<Vec<Problem>>;
+    /// Its judgement.
+    async fn evaluate(&self, store: &mut Store<State>, settings: &str) -> Result<Result<Verdict, Trouble>>;
+}
+
+/// What a guest says of itself, as it says it.
+#[derive(Debug)]
+pub(super) struct Description {
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) summary: String,
+    pub(super) settings_schema: String,
+}
+
+/// What a guest judges, as it says it.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Pass(Reason),
+    Fail(Reason),
+    Inconclusive(Reason),
+    Wait { reason: Reason, after: Duration, state: Option<Vec<u8>> },
+}
+
+/// Why a guest does not judge, as it says it.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) message: String,
+    pub(super) retry: bool,
+}
 
 /// Complaints kept of one answer; nobody reads more at once.
 const PROBLEMS: usize = 16;
@@ -35,15 +85,13 @@ pub(super) fn outcome(answer: Result<Verdict, Trouble>, limits: &Limits) -> Outc
         Ok(Verdict::Pass(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Pass),
         Ok(Verdict::Fail(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Fail),
         Ok(Verdict::Inconclusive(given)) => reason(given, limits).map_or_else(|error| error, Outcome::Inconclusive),
-        Ok(Verdict::Wait(later)) => {
-            let size = later.state.as_ref().map_or(0, Vec::len);
+        Ok(Verdict::Wait { reason: given, after, state }) => {
+            let size = state.as_ref().map_or(0, Vec::len);
             if size > limits.state {
                 let message = format!("the state of a wait has {size} bytes, at most {} are kept", limits.state);
                 return Outcome::Error { blame: Blame::MessageTooLarge, message, retry: false };
             }
-            let after = Duration::from_millis(later.after.into());
-            reason(later.reason, limits)
-                .map_or_else(|error| error, |reason| Outcome::Wait { reason, after, state: later.state })
+            reason(given, limits).map_or_else(|error| error, |reason| Outcome::Wait { reason, after, state })
         }
         Err(trouble) => Outcome::Error {
             blame: Blame::GateTrouble,
@@ -54,7 +102,7 @@ pub(super) fn outcome(answer: Result<Verdict, Trouble>, limits: &Limits) -> Outc
 }
 
 /// A reason that fits into conditions and Events, or the outcome that stands instead.
-fn reason(given: evaluator::Reason, limits: &Limits) -> Result<Reason, Outcome> {
+fn reason(given: Reason, limits: &Limits) -> Result<Reason, Outcome> {
     let size = given.code.len() + given.message.len();
     if size > limits.message {
         let message = format!("the verdict's reason has {size} bytes, at most {} are taken", limits.message);
@@ -68,7 +116,7 @@ fn reason(given: evaluator::Reason, limits: &Limits) -> Result<Reason, Outcome> 
 }
 
 /// The plugin's own complaints, at most 16.
-pub(super) fn problems(given: Vec<evaluator::Problem>, limits: &Limits) -> Vec<Problem> {
+pub(super) fn problems(given: Vec<Problem>, limits: &Limits) -> Vec<Problem> {
     given
         .into_iter()
         .take(PROBLEMS)
@@ -84,7 +132,7 @@ mod tests {
     use super::*;
 
     fn pass(code: &str, message: &str) -> Result<Verdict, Trouble> {
-        Ok(Verdict::Pass(evaluator::Reason { code: code.into(), message: message.into() }))
+        Ok(Verdict::Pass(Reason { code: code.into(), message: message.into() }))
     }
 
     #[test]

@@ -1,0 +1,112 @@
+//! What a guest can be linked with. What is not here does not exist for it.
+
+use wasmtime::{Engine, Result, component::Linker};
+
+use super::{bindings::Track, store::State};
+
+/// The contract's package, without a version.
+const PACKAGE: &str = "sluice:gate";
+
+/// The packages of WASI 0.2 that are linked, with nothing behind them.
+const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
+
+/// Everything that guests are linked with: made once for an engine, as it is the same for all of them.
+pub(super) struct Offer {
+    pub(super) linker: Linker<State>,
+    tracks: &'static [Track],
+}
+
+impl Offer {
+    /// Every interface of `tracks`, and WASI.
+    pub(super) fn new(engine: &Engine, tracks: &'static [Track]) -> Result<Self> {
+        let mut linker = Linker::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        for track in tracks {
+            (track.link)(&mut linker)?;
+        }
+        Ok(Self { linker, tracks })
+    }
+
+    /// The contract that a component which exports this speaks, `sluice:gate@0.1.0`, and its track.
+    pub(super) fn contract(&self, exports: &[String]) -> Option<(String, &'static Track)> {
+        exports.iter().find_map(|export| match self.interface(export)? {
+            ("evaluator", version, track) => Some((format!("{PACKAGE}@{version}"), track)),
+            _ => None,
+        })
+    }
+
+    /// The contracts that are spoken, as shown to people.
+    pub(super) fn supported(&self) -> String {
+        let names = self.tracks.iter().map(|track| format!("{PACKAGE}@{}", track.version));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether a component may import this.
+    pub(super) fn has(&self, import: &str) -> bool {
+        let ours = self.interface(import).is_some_and(|(name, _, track)| track.imports.contains(&name));
+        let wasi = WASI.iter().any(|package| import.starts_with(package));
+        ours || wasi && import.split_once('@').is_some_and(|(_, version)| is_of(version, "0.2"))
+    }
+
+    /// Name, version and track of an interface of our package.
+    fn interface<'name>(&self, name: &'name str) -> Option<(&'name str, &'name str, &'static Track)> {
+        let (interface, version) = name.strip_prefix(PACKAGE)?.strip_prefix('/')?.split_once('@')?;
+        let track = self.tracks.iter().find(|track| is_of(version, track.version))?;
+        Some((interface, version, track))
+    }
+}
+
+/// Whether `0.1.7` is of `0.1`.
+fn is_of(version: &str, track: &str) -> bool {
+    version.strip_prefix(track).is_some_and(|patch| patch.starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::bindings::TRACKS;
+
+    fn offer() -> Offer {
+        Offer::new(&Engine::default(), TRACKS).unwrap()
+    }
+
+    fn contract(exports: &[&str]) -> Option<String> {
+        let exports: Vec<_> = exports.iter().map(ToString::to_string).collect();
+        offer().contract(&exports).map(|(contract, _)| contract)
+    }
+
+    #[test]
+    fn any_patch_of_the_supported_contract_is_spoken_and_other_exports_are_ignored() {
+        assert_eq!(contract(&["exports", "sluice:gate/evaluator@0.1.7"]), Some("sluice:gate@0.1.7".into()));
+    }
+
+    #[test]
+    fn other_versions_are_not() {
+        for export in ["sluice:gate/evaluator@0.2.0", "sluice:gate/evaluator@0.10.0", "sluice:gate/evaluator"] {
+            assert_eq!(contract(&[export]), None, "{export}");
+        }
+        assert_eq!(contract(&[]), None);
+        assert_eq!(offer().supported(), "sluice:gate@0.1");
+    }
+
+    #[test]
+    fn only_what_is_linked_is_offered() {
+        let offer = offer();
+        for import in
+            ["sluice:gate/trial@0.1.0", "sluice:gate/probe@0.1.3", "sluice:gate/metrics@0.1.0", "wasi:cli/stderr@0.2.9"]
+        {
+            assert!(offer.has(import), "{import}");
+        }
+        for import in [
+            "sluice:gate/evaluator@0.1.0",
+            "sluice:gate/trial@0.2.0",
+            "wasi:cli/stderr@0.3.0",
+            "wasi:cli/stderr@0.20.0",
+            "wasi:http/outgoing-handler@0.2.0",
+            "wasi:keyvalue/store@0.2.0",
+            "trial",
+        ] {
+            assert!(!offer.has(import), "{import}");
+        }
+    }
+}
