@@ -6,7 +6,7 @@
 mod archive;
 mod gateway;
 mod operator;
-mod packages;
+pub(crate) mod packages;
 
 use std::path::PathBuf;
 
