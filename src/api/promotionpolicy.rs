@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::model::PluginKey;
+
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
 
@@ -80,7 +82,7 @@ pub struct Gate {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginRef {
-    /// Only `GatePlugin`, of the policy's namespace.
+    /// Whether it belongs to the policy's namespace or to the cluster.
     #[serde(default)]
     pub kind: PluginKind,
     /// Its name.
@@ -94,6 +96,19 @@ pub enum PluginKind {
     /// A `GatePlugin` of the policy's namespace.
     #[default]
     GatePlugin,
+    /// A `ClusterGatePlugin`.
+    ClusterGatePlugin,
+}
+
+impl PluginRef {
+    /// The object it names, in a policy of `namespace`.
+    #[must_use]
+    pub fn key(&self, namespace: &str) -> PluginKey {
+        match self.kind {
+            PluginKind::GatePlugin => PluginKey::of_namespace(namespace, &self.name),
+            PluginKind::ClusterGatePlugin => PluginKey::of_cluster(&self.name),
+        }
+    }
 }
 
 /// What is observed of a policy.

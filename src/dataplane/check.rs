@@ -173,10 +173,7 @@ fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy]) -> Rules {
         |of: fn(&promotionpolicy::PromotionPolicySpec) -> i32| matching.iter().map(move |policy| of(&policy.spec));
     Rules {
         governed: !matching.is_empty(),
-        gates: matching
-            .iter()
-            .flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(&policy.name_any(), entry)))
-            .collect(),
+        gates: matching.iter().flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(policy, entry))).collect(),
         // The longest life for the replaced side and the shortest patience with machines.
         scale_down_delay: seconds(
             strictest(|spec| spec.scale_down_delay_seconds).max().unwrap_or_else(defaults::scale_down_delay),
@@ -193,7 +190,7 @@ fn matches(selector: &LabelSelector, dataplane: &DataPlane) -> bool {
     LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(dataplane.labels()))
 }
 
-fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
+fn gate(policy: &PromotionPolicy, entry: &promotionpolicy::Gate) -> Gate {
     let mut problem = None;
     let mut span = |field: &str, text: &str| {
         duration::parse(text).unwrap_or_else(|error| {
@@ -207,8 +204,8 @@ fn gate(policy: &str, entry: &promotionpolicy::Gate) -> Gate {
         span("deadline", &entry.deadline),
     );
     Gate {
-        name: format!("{policy}/{}", entry.name),
-        plugin: entry.plugin_ref.name.clone(),
+        name: format!("{}/{}", policy.name_any(), entry.name),
+        plugin: entry.plugin_ref.key(&policy.namespace().unwrap_or_default()),
         settings: entry.settings.clone(),
         timeout,
         max_attempts: entry.max_attempts,

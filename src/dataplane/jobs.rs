@@ -15,9 +15,8 @@ use super::reconcile::Context;
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
-    gateplugin::Key,
     model::{
-        Intent, Plan,
+        Intent, Plan, PluginKey,
         observed::{Connection, ConnectionKey, Plugin},
         trial::{Limits, Moment, Trial},
     },
@@ -86,9 +85,9 @@ pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKe
 
 /// The plugins that the gates of an intent name, as this process has them.
 #[must_use]
-pub fn plugins(ctx: &Context, namespace: &str, intent: &Intent) -> BTreeMap<String, Plugin> {
-    let names = intent.rules.gates.iter().map(|gate| &gate.plugin);
-    names.filter_map(|name| Some((name.clone(), ctx.installed.get(&Key::new(namespace, name))?))).collect()
+pub fn plugins(ctx: &Context, intent: &Intent) -> BTreeMap<PluginKey, Plugin> {
+    let keys = intent.rules.gates.iter().map(|gate| &gate.plugin);
+    keys.filter_map(|key| Some((key.clone(), ctx.installed.get(key)?))).collect()
 }
 
 /// Asks every Pod for a connection until it answers.

@@ -5,42 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 use futures::{Stream, stream};
-use kube::{Resource, ResourceExt};
 use tokio::sync::watch;
 
-use crate::model::{observed::Plugin, trial::Digest};
-
-/// The name of a plugin object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name in there.
-    pub name: String,
-}
-
-impl Key {
-    /// The plugin `name` of `namespace`.
-    #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-
-    pub(super) fn of<K: Resource>(object: &K) -> Self {
-        Self::new(object.namespace().unwrap_or_default(), object.name_any())
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.namespace, self.name)
-    }
-}
+use crate::model::{PluginKey, observed::Plugin, trial::Digest};
 
 /// The plugins of all scopes and their states. Clones share them.
 #[derive(Clone, Debug)]
@@ -49,7 +20,7 @@ pub struct Installed(Arc<watch::Sender<Table>>);
 #[derive(Debug)]
 struct Table {
     unlisted_scopes: usize,
-    plugins: BTreeMap<Key, Plugin>,
+    plugins: BTreeMap<PluginKey, Plugin>,
 }
 
 impl Installed {
@@ -62,17 +33,9 @@ impl Installed {
     /// Whether `plugin` can be run now; `None` where there is no such object. Until the plugins were listed, every
     /// one is still loading.
     #[must_use]
-    pub fn get(&self, plugin: &Key) -> Option<Plugin> {
+    pub fn get(&self, plugin: &PluginKey) -> Option<Plugin> {
         let table = self.0.borrow();
         table.plugins.get(plugin).cloned().or((table.unlisted_scopes > 0).then_some(Plugin::Loading))
-    }
-
-    /// The plugins of a namespace by name. Tells nothing before [`Installed::listed_all`].
-    #[must_use]
-    pub fn of_namespace(&self, namespace: &str) -> BTreeMap<String, Plugin> {
-        let table = self.0.borrow();
-        let plugins = table.plugins.iter().filter(|(key, _)| key.namespace == namespace);
-        plugins.map(|(key, plugin)| (key.name.clone(), plugin.clone())).collect()
     }
 
     /// Waits until every scope was listed.
@@ -81,17 +44,16 @@ impl Installed {
         let _ = self.0.subscribe().wait_for(|table| table.unlisted_scopes == 0).await;
     }
 
-    /// Yields the namespaces in which something changed since it yielded last.
-    pub fn changes(&self) -> impl Stream<Item = BTreeSet<String>> + Send + 'static {
+    /// Yields the plugins that changed since it yielded last.
+    pub fn changes(&self) -> impl Stream<Item = BTreeSet<PluginKey>> + Send + 'static {
         let table = self.0.subscribe();
         let seen = table.borrow().plugins.clone();
         stream::unfold((table, seen), async |(mut table, seen)| {
             table.changed().await.ok()?;
             let plugins = table.borrow_and_update().plugins.clone();
-            let differs = |key: &&Key| plugins.get(key) != seen.get(key);
-            let namespaces =
-                plugins.keys().chain(seen.keys()).filter(differs).map(|key| key.namespace.clone()).collect();
-            Some((namespaces, (table, plugins)))
+            let differs = |key: &&PluginKey| plugins.get(key) != seen.get(key);
+            let changed = plugins.keys().chain(seen.keys()).filter(differs).cloned().collect();
+            Some((changed, (table, plugins)))
         })
     }
 
@@ -102,7 +64,7 @@ impl Installed {
     }
 
     /// One scope was listed and holds `plugins`.
-    pub(super) fn listed(&self, plugins: impl IntoIterator<Item = Key>) {
+    pub(super) fn listed(&self, plugins: impl IntoIterator<Item = PluginKey>) {
         self.0.send_modify(|table| {
             table.unlisted_scopes = table.unlisted_scopes.saturating_sub(1);
             for plugin in plugins {
@@ -111,7 +73,7 @@ impl Installed {
         });
     }
 
-    pub(super) fn set(&self, plugin: Key, state: Plugin) {
+    pub(super) fn set(&self, plugin: PluginKey, state: Plugin) {
         self.0.send_if_modified(|table| {
             let changed = table.plugins.get(&plugin) != Some(&state);
             if changed {
@@ -122,7 +84,7 @@ impl Installed {
     }
 
     /// The gate host went, and everything with it: what one scope had ready is loading again.
-    pub(super) fn reload(&self, elsewhere: impl Fn(&Key) -> bool) {
+    pub(super) fn reload(&self, elsewhere: impl Fn(&PluginKey) -> bool) {
         self.0.send_if_modified(|table| {
             let mine = table.plugins.iter_mut().filter(|(plugin, _)| !elsewhere(plugin)).map(|(_, state)| state);
             let ready = mine.filter(|state| matches!(state, Plugin::Ready(_)));
@@ -131,7 +93,7 @@ impl Installed {
     }
 
     /// Keeps those of one scope's plugins that `exists` knows; plugins `elsewhere` are not asked about.
-    pub(super) fn retain(&self, elsewhere: impl Fn(&Key) -> bool, exists: impl Fn(&Key) -> bool) {
+    pub(super) fn retain(&self, elsewhere: impl Fn(&PluginKey) -> bool, exists: impl Fn(&PluginKey) -> bool) {
         self.0.send_if_modified(|table| {
             let before = table.plugins.len();
             table.plugins.retain(|plugin, _| elsewhere(plugin) || exists(plugin));
@@ -151,28 +113,28 @@ mod tests {
 
     #[test]
     fn nothing_is_called_absent_before_every_scope_was_listed() {
-        let (installed, plugin) = (Installed::awaiting(2), Key::new("a", "smoke"));
+        let (installed, plugin) = (Installed::awaiting(2), PluginKey::of_namespace("a", "smoke"));
         installed.listed([]);
         assert_eq!(installed.get(&plugin), Some(Plugin::Loading));
-        installed.listed([Key::new("b", "smoke")]);
+        installed.listed([PluginKey::of_namespace("b", "smoke")]);
         assert_eq!(installed.get(&plugin), None);
-        assert_eq!(installed.get(&Key::new("b", "smoke")), Some(Plugin::Loading));
+        assert_eq!(installed.get(&PluginKey::of_namespace("b", "smoke")), Some(Plugin::Loading));
     }
 
     #[test]
-    fn subscribers_learn_which_namespaces_changed_and_wake_for_nothing_else() {
-        let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
+    fn subscribers_learn_which_plugins_changed_and_wake_for_nothing_else() {
+        let (installed, plugin) = (Installed::awaiting(0), PluginKey::of_namespace("a", "smoke"));
         let mut changes = Box::pin(installed.changes());
         let mut next = || changes.next().now_or_never().flatten();
         assert_eq!(next(), None);
         installed.set(plugin.clone(), ready("sha256:1"));
         installed.set(plugin.clone(), ready("sha256:2"));
-        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(next(), Some([plugin.clone()].into()));
         assert_eq!(next(), None, "two changes that nobody took are one");
         installed.set(plugin.clone(), ready("sha256:2"));
         assert_eq!(next(), None, "nothing changed");
         installed.retain(|_| false, |_| false);
-        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(next(), Some([plugin.clone()].into()));
         assert_eq!(installed.get(&plugin), None);
     }
 
@@ -182,19 +144,19 @@ mod tests {
         let failed = Plugin::Failed { reason: "Empty".into(), message: String::new() };
         let states = [("a", ready("sha256:1")), ("b", failed.clone()), ("elsewhere", ready("sha256:2"))];
         for (namespace, state) in states {
-            installed.set(Key::new(namespace, "smoke"), state);
+            installed.set(PluginKey::of_namespace(namespace, "smoke"), state);
         }
-        installed.reload(|plugin| plugin.namespace == "elsewhere");
-        let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&Key::new(namespace, "smoke")));
+        installed.reload(|plugin| plugin.namespace.as_deref() == Some("elsewhere"));
+        let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&PluginKey::of_namespace(namespace, "smoke")));
         assert_eq!(now, [Some(Plugin::Loading), Some(failed), Some(ready("sha256:2"))]);
     }
 
     #[test]
     fn a_scope_forgets_only_its_own_plugins() {
         let installed = Installed::awaiting(0);
-        installed.set(Key::new("a", "smoke"), ready("sha256:1"));
-        installed.set(Key::new("b", "smoke"), ready("sha256:2"));
-        installed.retain(|plugin| plugin.namespace != "a", |_| false);
+        installed.set(PluginKey::of_namespace("a", "smoke"), ready("sha256:1"));
+        installed.set(PluginKey::of_namespace("b", "smoke"), ready("sha256:2"));
+        installed.retain(|plugin| plugin.namespace.as_deref() != Some("a"), |_| false);
         assert!(!installed.uses(&Digest::from("sha256:1".to_owned())));
         assert!(installed.uses(&Digest::from("sha256:2".to_owned())));
     }

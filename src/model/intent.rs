@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{Revision, Wish};
+use super::{PluginKey, Revision, Wish};
 
 /// The DataPlane an intent belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,8 +127,8 @@ pub struct Rules {
 pub struct Gate {
     /// `<policy>/<gate>`.
     pub name: String,
-    /// The `GatePlugin`, in the DataPlane's namespace.
-    pub plugin: String,
+    /// The plugin that judges.
+    pub plugin: PluginKey,
     /// What the plugin is told.
     pub settings: Value,
     /// Wall time of one trial.

@@ -8,6 +8,7 @@ pub mod lists;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod plugin;
 pub mod trial;
 pub mod wish;
 
@@ -15,4 +16,5 @@ pub use intent::{Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy};
 pub use names::Selector;
 pub use observed::Observed;
 pub use plan::{Phase, Plan};
+pub use plugin::PluginKey;
 pub use wish::{Revision, Wish};

@@ -6,3 +6,4 @@ mod cluster;
 mod gate;
 mod health;
 mod house;
+mod registry;

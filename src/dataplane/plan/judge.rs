@@ -127,7 +127,7 @@ fn key(promotion: &str, entry: &GateEvidence) -> TrialKey {
 fn pending(gate: &Gate, observed: &Observed) -> GateEvidence {
     GateEvidence {
         name: gate.name.clone(),
-        plugin: gate.plugin.clone(),
+        plugin: gate.plugin.short(),
         entry_hash: gate.hash.clone(),
         attempt: 0,
         host: observed.host.clone(),
@@ -150,10 +150,17 @@ fn begin(gate: &Gate, prior: Option<&GateEvidence>, attempt: i32, observed: &Obs
         return blocked("InvalidPolicy", problem.clone());
     }
     match observed.plugins.get(&gate.plugin) {
-        None => blocked("PluginNotFound", format!("pluginRef.name: there is no GatePlugin {:?}", gate.plugin)),
+        None => {
+            let (kind, name) = (gate.plugin.kind(), &gate.plugin.name);
+            blocked("PluginNotFound", format!("pluginRef.name: there is no {kind} {name:?}"))
+        }
         Some(Plugin::Loading) => prior.cloned().unwrap_or_else(|| pending(gate, observed)),
         Some(Plugin::Failed { reason, message }) => {
-            blocked("PluginNotReady", format!("GatePlugin {}: {reason}: {message}", gate.plugin))
+            let (kind, name) = (gate.plugin.kind(), &gate.plugin.name);
+            blocked("PluginNotReady", format!("{kind} {name}: {reason}: {message}"))
+        }
+        Some(Plugin::Revoked) => {
+            blocked("PluginRevoked", format!("spec.revoked of {} {}", gate.plugin.kind(), gate.plugin.name))
         }
         Some(Plugin::Ready(digest)) => GateEvidence {
             digest: digest.to_string(),
@@ -176,6 +183,11 @@ fn advance(
     let again = |attempt, since: Option<&GateEvidence>| {
         if may_run { begin(gate, since, attempt, observed, now) } else { prior.clone() }
     };
+    if observed.plugins.get(&gate.plugin) == Some(&Plugin::Revoked) {
+        // Nothing it said or will say counts; when it is back in use, it is asked afresh.
+        let next = GateEvidence { digest: String::new(), ..begin(gate, None, prior.attempt, observed, now) };
+        return if next.reason == prior.reason && prior.digest.is_empty() { prior.clone() } else { next };
+    }
     match prior.outcome {
         GateOutcome::Pending => again(1, None),
         // A pass stands for the bytes that gave it, whatever is installed since.
@@ -271,13 +283,13 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::trial::Reason;
+    use crate::model::{PluginKey, trial::Reason};
     use std::sync::Arc;
 
     fn gate(max_attempts: i32) -> Gate {
         Gate {
             name: "policy/smoke".into(),
-            plugin: "http-smoke".into(),
+            plugin: PluginKey::of_namespace("ns", "http-smoke"),
             settings: serde_json::json!({}),
             timeout: Duration::from_secs(30),
             max_attempts,
@@ -295,7 +307,7 @@ mod tests {
     fn observed(plugin: Option<Plugin>) -> Observed {
         Observed {
             host: "me".into(),
-            plugins: plugin.map(|plugin| ("http-smoke".to_owned(), plugin)).into_iter().collect(),
+            plugins: plugin.map(|plugin| (PluginKey::of_namespace("ns", "http-smoke"), plugin)).into_iter().collect(),
             ..Observed::default()
         }
     }
@@ -420,6 +432,19 @@ mod tests {
         };
         assert_eq!(after(Outcome::Pass(reason("Good"))), Judgement::Passed);
         assert_eq!(after(Outcome::Fail(reason("Bad"))), Judgement::Undecided);
+    }
+
+    #[test]
+    fn a_revoked_plugin_voids_its_pass_and_is_asked_afresh_when_it_is_back() {
+        let begun = step(&[], None, 3, 0).evidence;
+        let passed = step(&begun, Some(Outcome::Pass(reason("Good"))), 3, 1).evidence;
+        let revoked = observed(Some(Plugin::Revoked));
+        let held = judge(&[gate(3)], &passed, Some("uid"), &revoked, true, now(2));
+        assert_eq!((held.judgement, held.evidence[0].reason.as_deref()), (Judgement::Held, Some("PluginRevoked")));
+        let still = judge(&[gate(3)], &held.evidence, Some("uid"), &revoked, true, now(3));
+        assert_eq!(still.evidence, held.evidence, "said once");
+        assert!(judge(&[gate(3)], &begun, Some("uid"), &revoked, true, now(2)).running.is_empty());
+        assert_eq!(step(&held.evidence, None, 3, 4).evidence[0].outcome, GateOutcome::Running);
     }
 
     #[test]
