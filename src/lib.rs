@@ -45,7 +45,7 @@
 //! | [`model`] | inner nouns: intent, observed, plan, trial, names |
 //! | [`cluster`] | what every controller needs: caches by owner, memory of writes, back-off, who else is at work |
 //! | [`dataplane`] | the corridor of a DataPlane |
-//! | [`gateplugin`] | the corridor of a plugin: bytes -> loaded -> described |
+//! | [`gateplugin`] | the corridor of a plugin: fetched -> verified -> loaded -> described |
 //! | [`promotionpolicy`] | the corridor of a policy: what is wrong with it, before any upgrade |
 //! | [`gate`] | runs trials; knows WebAssembly, not Kubernetes |
 //!
@@ -63,6 +63,8 @@
 //!   name is taken, by whom; and who holds the fields of an object that is taken over.
 //! - **No write beside Kong's operator.** While its Lease is renewed, nothing is written ([`cluster::foreign`]).
 //! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
+//! - **No host that an operator did not list.** References of plugins come from tenants; redirects and demands for tokens
+//!   come from registries. None of them leads further than the file of `--plugin-sources`.
 //! - **No foreign code beside the token.** `sluice operator` never runs a gate: `sluice gate-host` does, behind a Unix
 //!   socket ([`gate::RemoteGateHost`]). When it dies, its trials are interrupted attempts, and the plugins are loaded again.
 //! - **No compiler beside the gates.** A child compiles, confined, and ends ([`gate::Compiler`]); what it made is

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::grants::Grants;
+use crate::model::PluginKey;
 
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
@@ -123,7 +124,7 @@ pub enum Lack {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginRef {
-    /// Only `GatePlugin`, of the policy's namespace.
+    /// Whether it belongs to the policy's namespace or to the cluster.
     #[serde(default)]
     pub kind: PluginKind,
     /// Its name.
@@ -137,6 +138,19 @@ pub enum PluginKind {
     /// A `GatePlugin` of the policy's namespace.
     #[default]
     GatePlugin,
+    /// A `ClusterGatePlugin`.
+    ClusterGatePlugin,
+}
+
+impl PluginRef {
+    /// The object it names, in a policy of `namespace`.
+    #[must_use]
+    pub fn key(&self, namespace: &str) -> PluginKey {
+        match self.kind {
+            PluginKind::GatePlugin => PluginKey::of_namespace(namespace, &self.name),
+            PluginKind::ClusterGatePlugin => PluginKey::of_cluster(&self.name),
+        }
+    }
 }
 
 /// What is observed of a policy.

@@ -18,10 +18,11 @@ use super::{
     process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end, serve},
 };
 use crate::{
+    api::{ClusterGatePlugin, GatePlugin},
     cluster::{Scope, foreign::Foreign},
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
-    gateplugin::{self, Ceiling, Installed, Library},
+    gateplugin::{self, Cache, Ceiling, Fetcher, Installed, Library, Sources},
     model::{
         duration,
         grants::{Ceilings, HostPattern},
@@ -49,7 +50,7 @@ pub(super) struct Flags {
     #[arg(long, env = "POD_NAMESPACE", default_value = "sluice-system", help_heading = "Cluster")]
     namespace: String,
 
-    /// Work in these namespaces only, separated by commas; default: in all
+    /// Work in these namespaces only, separated by commas, and without ClusterGatePlugins; default: in all
     #[arg(
         long,
         env = "SLUICE_WATCH_NAMESPACES",
@@ -83,6 +84,7 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     ceiling: CeilingFlags,
+
     /// Hosts that policies may let gates speak to, separated by commas: jira.example.com, *.example.com; default: none
     #[arg(
         long = "egress-host",
@@ -102,6 +104,21 @@ pub(super) struct Flags {
         help_heading = "Gates"
     )]
     egress_ranges: Vec<IpNet>,
+
+    /// YAML file with the registries and web servers that plugins may come from; default: none
+    ///
+    /// registries: a list of {prefix, mirror, tokenHosts, blobHosts, caBundle, proxy}; http: {hosts, caBundle, proxy}.
+    #[arg(long, env = "SLUICE_PLUGIN_SOURCES", value_name = "FILE", help_heading = "Plugins", verbatim_doc_comment)]
+    plugin_sources: Option<PathBuf>,
+
+    /// Folder with components that ClusterGatePlugins may name as files; default: none
+    #[arg(long, env = "SLUICE_PLUGIN_FOLDER", value_name = "DIR", help_heading = "Plugins")]
+    plugin_folder: Option<PathBuf>,
+
+    /// Folder for up to 512 MiB of components from registries and web servers; default: they are fetched again after
+    /// a restart
+    #[arg(long, env = "SLUICE_PLUGIN_CACHE", value_name = "DIR", help_heading = "Plugins")]
+    plugin_cache: Option<PathBuf>,
 
     /// Where /metrics is served
     #[arg(
@@ -174,6 +191,7 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
     let probe_listener = bind("--health-probe-bind-address", &flags.health_probe_bind_address).await?;
     let client = connect(&flags).await?;
     let scopes = scopes(&flags.watch_namespaces);
+    let fetcher = Arc::new(fetcher(&flags, client.clone())?);
     // A cluster that hangs must not hold up a process that was told to stop.
     match shutdown.run_until_cancelled(preflight::check(&client, &scopes)).await {
         Some(checked) => checked?,
@@ -196,7 +214,12 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         tracing::warn!("Leases of {kongs} may not be seen: a Kong operator at work there will not be noticed");
         Foreign::unseen()
     };
+    // Of several operators, each with its namespaces, none could say what the others have ready.
+    let own = (scopes == [Scope::Cluster]).then(|| Scope::Namespace(flags.namespace.clone()));
     let parts = Parts {
+        fetcher,
+        installed: Installed::awaiting(scopes.len() + usize::from(own.is_some())),
+        own,
         host: Arc::new(RemoteGateHost::at(&flags.gate_host)),
         authority: Arc::new(authority),
         foreign,
@@ -204,7 +227,6 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         validate_images: flags.validate_images,
         ceiling: Ceiling::from(&flags.ceiling),
         ceilings: Ceilings { hosts: flags.egress_hosts.clone(), ranges: flags.egress_ranges.clone() },
-        installed: Installed::awaiting(scopes.len()),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         shutdown: shutdown.clone(),
@@ -226,6 +248,9 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
 struct Parts {
     client: Client,
     scopes: Vec<Scope>,
+    /// The operator's own namespace, if it installs the plugins of the cluster.
+    own: Option<Scope>,
+    fetcher: Arc<Fetcher>,
     host: Arc<dyn GateHost>,
     authority: Arc<Authority>,
     foreign: Foreign,
@@ -252,6 +277,8 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
     let Parts {
         client,
         scopes,
+        own,
+        fetcher,
         host,
         authority,
         foreign,
@@ -266,17 +293,26 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
     } = parts;
     let library = Arc::new(Library::new(host.clone()));
     let mut controllers: Vec<BoxFuture<'static, anyhow::Result<()>>> = Vec::new();
+    let plugins = |scope: &Scope, what: &str| gateplugin::Setup {
+        client: client.clone(),
+        scope: scope.clone(),
+        fetcher: fetcher.clone(),
+        library: library.clone(),
+        installed: installed.clone(),
+        ceiling: *ceiling,
+        metrics: metrics.clone(),
+        ready: readiness.expect(format!("{what} and ConfigMaps of {scope}")),
+        shutdown: shutdown.clone(),
+    };
+    if let Some(own) = own {
+        let plugins = gateplugin::run::<ClusterGatePlugin>(plugins(own, "ClusterGatePlugins"));
+        controllers.push(Box::pin(async move {
+            plugins.await;
+            Ok(())
+        }));
+    }
     for scope in scopes {
-        let plugins = gateplugin::run(gateplugin::Setup {
-            client: client.clone(),
-            scope: scope.clone(),
-            library: library.clone(),
-            installed: installed.clone(),
-            ceiling: *ceiling,
-            metrics: metrics.clone(),
-            ready: readiness.expect(format!("GatePlugins and ConfigMaps of {scope}")),
-            shutdown: shutdown.clone(),
-        });
+        let plugins = gateplugin::run::<GatePlugin>(plugins(scope, "GatePlugins"));
         controllers.push(Box::pin(async move {
             plugins.await;
             Ok(())
@@ -313,6 +349,33 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             .push(Box::pin(async move { dataplanes.await.context("the caches of DataPlanes cannot be filled") }));
     }
     controllers
+}
+
+/// What plugins may come from. A file or folder that cannot be used is better said now than with the first plugin.
+fn fetcher(flags: &Flags, client: Client) -> Result<Fetcher, Failure> {
+    let sources = match &flags.plugin_sources {
+        None => Sources::default(),
+        Some(file) => {
+            let failed = |error: anyhow::Error| {
+                Failure::new(format!("--plugin-sources {} cannot be used", file.display()), error)
+                    .next("see the section on plugins in README.md for what it looks like")
+            };
+            let text = std::fs::read_to_string(file).map_err(|error| failed(error.into()))?;
+            Sources::parse(&text).map_err(|error| failed(error.into()))?
+        }
+    };
+    let cache = flags.plugin_cache.as_deref().map(|folder| {
+        Cache::at(folder).map_err(|error| {
+            Failure::new(format!("--plugin-cache {} cannot be used", folder.display()), error)
+                .next("name a folder that can be made and written to")
+        })
+    });
+    if let Some(folder) = flags.plugin_folder.as_deref().filter(|folder| !folder.is_dir()) {
+        let cause = anyhow::anyhow!("it is no folder");
+        return Err(Failure::new(format!("--plugin-folder {} cannot be used", folder.display()), cause)
+            .next("mount a volume there, or leave the flag out"));
+    }
+    Ok(Fetcher::new(Arc::new(client), sources, flags.plugin_folder.clone(), cache.transpose()?))
 }
 
 async fn connect(flags: &Flags) -> Result<Client, Failure> {

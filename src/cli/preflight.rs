@@ -30,6 +30,8 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
     ("gateway-operator.konghq.com", "dataplanes/finalizers", &["update"]),
     ("sluice.dev", "gateplugins", &["list", "watch"]),
     ("sluice.dev", "gateplugins/status", &["patch"]),
+    ("sluice.dev", "clustergateplugins", &["list", "watch"]),
+    ("sluice.dev", "clustergateplugins/status", &["patch"]),
     ("sluice.dev", "promotionpolicies", &["list", "watch"]),
     ("sluice.dev", "promotionpolicies/status", &["patch"]),
     ("sluice.dev", "promotions", &["get", "list", "watch", "create", "patch", "delete"]),

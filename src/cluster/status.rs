@@ -1,9 +1,8 @@
 //! Writes the status of an object, where it differs from what is observed.
 
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
-    core::NamespaceResourceScope,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
@@ -17,9 +16,9 @@ use crate::model::names::FIELD_MANAGER;
 ///
 /// # Errors
 /// Whatever else the API server answers.
-pub async fn publish<K, S>(client: &Client, object: &K, observed: Option<&S>, wanted: &S) -> Result<bool, kube::Error>
+pub async fn publish<K, S>(api: &Api<K>, object: &K, observed: Option<&S>, wanted: &S) -> Result<bool, kube::Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     S: Serialize + PartialEq,
 {
     if observed == Some(wanted) {
@@ -34,7 +33,6 @@ where
         "metadata": { "name": name, "resourceVersion": object.resource_version() },
         "status": wanted,
     });
-    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),

@@ -225,7 +225,7 @@ fn gate(policy: &PromotionPolicy, entry: &promotionpolicy::Gate, ceilings: &Ceil
     let recheck_interval = entry.recheck_interval.as_ref().map(|text| span("recheckInterval", text));
     Gate {
         name: format!("{}/{}", policy.name_any(), entry.name),
-        plugin: entry.plugin_ref.name.clone(),
+        plugin: entry.plugin_ref.key(&policy.namespace().unwrap_or_default()),
         settings: entry.settings.clone(),
         grants,
         timeout,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, channel::mpsc};
 use kube::{
-    Client, ResourceExt,
+    Client,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::{ObjectRef, store::WriterDropped},
@@ -141,9 +141,11 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         })
     });
     // What plugins there are concerns every upgrade that waits for one.
-    let plugins = installed.changes().flat_map(move |namespaces| {
-        let concerned =
-            each.state_filter(|dataplane| dataplane.namespace().is_some_and(|name| namespaces.contains(&name)));
+    let plugins = installed.changes().flat_map(move |changed| {
+        // One of the cluster concerns every namespace.
+        let concerned = each.state_filter(|dataplane| {
+            changed.iter().any(|key| key.namespace.is_none() || key.namespace == dataplane.metadata.namespace)
+        });
         futures::stream::iter(concerned).map(|dataplane| ObjectRef::from_obj(dataplane.as_ref()))
     });
     // Everything that asks for a pass comes through these two; the caches are ours, shared and full.

@@ -16,9 +16,8 @@ use super::{apply::certificate::Authority, reconcile::Context};
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
-    gateplugin::Key,
     model::{
-        Intent, Plan, grants,
+        Intent, Plan, PluginKey, grants,
         names::GATE_CREDENTIAL,
         observed::{Connection, ConnectionKey, Plugin},
         trial::{Blame, Credential, Digest, Grants, Identity, Moment, Outcome, Report, Scheme, Target, Trial},
@@ -46,7 +45,7 @@ pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
     let namespace = dataplane.namespace().unwrap_or_default();
-    ctx.installed.pin(key(&ObjectRef::from_obj(dataplane)), pins(plan));
+    ctx.installed.pin(&owner, pins(plan));
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
@@ -60,7 +59,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
                 settings: planned.gate.settings.clone(),
                 moment: Moment::BeforePromotion,
                 timeout: planned.gate.timeout,
-                limits: ctx.installed.limits(&Key::new(&namespace, &planned.gate.plugin)),
+                limits: ctx.installed.limits(&planned.gate.plugin),
                 targets: planned.targets.clone(),
                 state: planned.state.clone(),
                 grants: Grants {
@@ -103,10 +102,6 @@ fn pins(plan: &Plan) -> BTreeSet<Digest> {
     judged.filter(|entry| !entry.digest.is_empty()).map(|entry| Digest::from(entry.digest.clone())).collect()
 }
 
-fn key(dataplane: &ObjectRef<DataPlane>) -> Key {
-    Key::new(dataplane.namespace.clone().unwrap_or_default(), &*dataplane.name)
-}
-
 /// A certificate to show, where a target asks for one.
 fn identity(authority: &Authority, targets: &[Target]) -> Result<Option<Identity>, String> {
     let asked = targets.iter().any(|target| target.scheme == Scheme::HttpsIdentified);
@@ -141,7 +136,7 @@ async fn credentials(
 /// Cancels everything of a DataPlane that goes or has gone.
 pub fn cancel(ctx: &Context, dataplane: &ObjectRef<DataPlane>) {
     let owner = owner(dataplane);
-    ctx.installed.pin(key(dataplane), BTreeSet::new());
+    ctx.installed.pin(&owner, BTreeSet::new());
     ctx.trials.cancel(&owner);
     ctx.connections.cancel(&owner);
     ctx.backoff.succeeded(dataplane);
@@ -159,9 +154,9 @@ pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKe
 
 /// The plugins that the gates of an intent name, as this process has them.
 #[must_use]
-pub fn plugins(ctx: &Context, namespace: &str, intent: &Intent) -> BTreeMap<String, Plugin> {
-    let names = intent.rules.gates.iter().map(|gate| &gate.plugin);
-    names.filter_map(|name| Some((name.clone(), ctx.installed.get(&Key::new(namespace, name))?))).collect()
+pub fn plugins(ctx: &Context, intent: &Intent) -> BTreeMap<PluginKey, Plugin> {
+    let keys = intent.rules.gates.iter().map(|gate| &gate.plugin);
+    keys.filter_map(|key| Some((key.clone(), ctx.installed.get(key)?))).collect()
 }
 
 /// Asks every Pod for a connection until it answers.

@@ -127,7 +127,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let intent = check::read(&dataplane, &policies, ctx.validate_images, &ctx.ceilings); // pure
     let observed = Observed {
         // caches and this process only
-        plugins: jobs::plugins(&ctx, &namespace, &intent),
+        plugins: jobs::plugins(&ctx, &intent),
         trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),

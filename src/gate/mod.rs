@@ -35,9 +35,9 @@ mod runner;
 mod schema;
 mod store;
 mod text;
-mod turns;
 
 pub mod jobs;
+pub mod turns;
 
 use async_trait::async_trait;
 use bytes::Bytes;

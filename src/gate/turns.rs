@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 /// A number of places.
 #[derive(Clone, Debug)]
-pub(super) struct Turns(Arc<Mutex<Queue>>);
+pub struct Turns(Arc<Mutex<Queue>>);
 
 #[derive(Debug)]
 struct Queue {
@@ -22,11 +22,12 @@ struct Queue {
 
 /// A place; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Option<Turns>);
+pub struct Turn(Option<Turns>);
 
 impl Turns {
     /// So many places.
-    pub(super) fn new(places: usize) -> Self {
+    #[must_use]
+    pub fn new(places: usize) -> Self {
         Self(Arc::new(Mutex::new(Queue { free: places, waiting: BTreeMap::new(), last: String::new() })))
     }
 
@@ -35,7 +36,7 @@ impl Turns {
     }
 
     /// Waits for a place. Who stops waiting is skipped.
-    pub(super) async fn take(&self, namespace: &str) -> Turn {
+    pub async fn take(&self, namespace: &str) -> Turn {
         let (sender, receiver) = oneshot::channel();
         self.lock().waiting.entry(namespace.to_owned()).or_default().push_back(sender);
         self.serve();

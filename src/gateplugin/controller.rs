@@ -1,4 +1,4 @@
-//! Watches GatePlugins, and ConfigMaps without their data.
+//! Watches plugins of one kind, and ConfigMaps without their data.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,16 +17,17 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Ceiling, Installed, Key, Library,
-    reconcile::{Context, Error, KIND, Memory, reconcile},
-    turns::Turns,
+    Ceiling, Fetcher, Installed, Library, PluginObject,
+    reconcile::{Context, Error, Memory, reconcile},
 };
 use crate::{
-    api::GatePlugin,
+    api::gateplugin::ClusterSource,
     cluster::{
         Scope,
         backoff::{Backoff, jitter},
     },
+    gate::turns::Turns,
+    model::PluginKey,
     telemetry::{Expectation, Metrics},
 };
 
@@ -34,8 +35,10 @@ use crate::{
 pub struct Setup {
     /// Speaks to the cluster.
     pub client: Client,
-    /// Where plugins are looked for.
+    /// Where plugins are looked for, or for those of the cluster the objects that they name.
     pub scope: Scope,
+    /// Gets components, shared by all scopes.
+    pub fetcher: Arc<Fetcher>,
     /// What the gate host holds, shared by all scopes.
     pub library: Arc<Library>,
     /// What others are told, shared by all scopes.
@@ -50,13 +53,13 @@ pub struct Setup {
     pub shutdown: CancellationToken,
 }
 
-/// Installs plugins until shutdown.
-pub async fn run(setup: Setup) {
-    let Setup { client, scope, library, installed, ceiling, metrics, ready, shutdown } = setup;
+/// Installs the plugins of a kind until shutdown.
+pub async fn run<K: PluginObject>(setup: Setup) {
+    let Setup { client, scope, fetcher, library, installed, ceiling, metrics, ready, shutdown } = setup;
 
-    let (plugins, writer) = reflector::store::<GatePlugin>();
+    let (plugins, writer) = reflector::store::<K>();
     let (deleted, scope_of_deleted, installed_without) = (plugins.clone(), scope.clone(), installed.clone());
-    let plugin_events = watcher(scope.api(&client), watcher::Config::default())
+    let plugin_events = watcher(K::of_scope(&client, &scope), watcher::Config::default())
         .default_backoff()
         .reflect(writer)
         .touched_objects()
@@ -80,10 +83,12 @@ pub async fn run(setup: Setup) {
 
     let context = Arc::new(Context {
         client,
+        scope: scope.clone(),
+        fetcher,
         library: library.clone(),
         installed: installed.clone(),
         ceiling,
-        turns: Turns::default(),
+        turns: Turns::new(PLACES),
         config_maps: config_maps.clone(),
         memory: Memory::default(),
         backoff: Backoff::default(),
@@ -96,19 +101,19 @@ pub async fn run(setup: Setup) {
         presence.changed().await.ok()?;
         Some(((), presence))
     });
-    let returns = returns.inspect(move |()| reloading.reload(|key| elsewhere(&scope_of_reloaded, key)));
+    let returns = returns.inspect(move |()| reloading.reload(|key| !K::is_of(&scope_of_reloaded, key)));
 
-    let users = plugins.clone();
+    let (users, home) = (plugins.clone(), scope.clone());
     let controller = Controller::for_stream(plugin_events, plugins.clone())
-        .watches_stream(config_map_events, move |config_map| users_of(&users, &config_map))
+        .watches_stream(config_map_events, move |config_map| users_of(&users, &home, &config_map))
         .reconcile_all_on(returns)
-        // Without a bound: passes wait for their turn, and nobody should wait for those who wait.
-        .with_config(Config::default().concurrency(0))
+        // Most of them wait for a registry; how much they may hold in memory meanwhile is the fetcher's to say.
+        .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(
             |plugin, context: Arc<Context>| async move {
                 let metrics = context.metrics.clone();
-                metrics.pass(KIND, reconcile(plugin, context)).await
+                metrics.pass(K::KIND, reconcile(plugin, context)).await
             },
             error_policy,
             context.clone(),
@@ -118,7 +123,7 @@ pub async fn run(setup: Setup) {
     let housekeeping = async {
         // Neither store can lose its writer before the controller ends, and that ends this too.
         let _ = tokio::join!(plugins.wait_until_ready(), config_maps.wait_until_ready());
-        installed.listed(plugins.state().iter().map(|plugin| Key::of(&**plugin)));
+        installed.listed(plugins.state().iter().map(|plugin| plugin.key()));
         ready.met();
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
@@ -133,29 +138,38 @@ pub async fn run(setup: Setup) {
 /// Also the least time for which a component that nobody uses stays loaded.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
-fn users_of(plugins: &Store<GatePlugin>, config_map: &PartialObjectMeta<ConfigMap>) -> Vec<ObjectRef<GatePlugin>> {
-    let uses = |plugin: &GatePlugin| {
-        plugin.metadata.namespace == config_map.metadata.namespace
-            && config_map.metadata.name.as_ref() == Some(&plugin.spec.source.config_map.name)
+/// Plugins that are loaded at once. They compile one at a time anyhow.
+const PLACES: usize = 2;
+
+/// Passes at the same time: more than there will be registries that hang.
+const CONCURRENCY: u16 = 32;
+
+fn users_of<K: PluginObject>(
+    plugins: &Store<K>,
+    scope: &Scope,
+    config_map: &PartialObjectMeta<ConfigMap>,
+) -> Vec<ObjectRef<K>> {
+    let uses = |plugin: &K| match plugin.source() {
+        ClusterSource::ConfigMap(source) => {
+            config_map.metadata.namespace == Some(plugin.home(scope)) && config_map.metadata.name == Some(source.name)
+        }
+        ClusterSource::Oci(_) | ClusterSource::Http(_) | ClusterSource::File(_) => false,
     };
     plugins.state_filter(uses).iter().map(|plugin| plugin.to_object_ref(())).collect()
 }
 
-fn exists(plugins: &Store<GatePlugin>, key: &Key) -> bool {
-    plugins.get(&ObjectRef::new(&key.name).within(&key.namespace)).is_some()
+fn exists<K: PluginObject>(plugins: &Store<K>, key: &PluginKey) -> bool {
+    plugins.get(&K::reference(key)).is_some()
 }
 
-fn elsewhere(scope: &Scope, key: &Key) -> bool {
-    scope.namespace().is_some_and(|namespace| namespace != key.namespace)
+fn forget_deleted<K: PluginObject>(installed: &Installed, scope: &Scope, plugins: &Store<K>) {
+    installed.retain(|key| !K::is_of(scope, key), |key| exists(plugins, key));
 }
 
-fn forget_deleted(installed: &Installed, scope: &Scope, plugins: &Store<GatePlugin>) {
-    installed.retain(|key| elsewhere(scope, key), |key| exists(plugins, key));
-}
-
-fn error_policy(plugin: Arc<GatePlugin>, error: &Error, context: Arc<Context>) -> Action {
-    let wait = context.backoff.failed(Key::of(&*plugin), jitter());
+fn error_policy<K: PluginObject>(plugin: Arc<K>, error: &Error, context: Arc<Context>) -> Action {
+    let key = plugin.key();
+    let wait = context.backoff.failed(key.clone(), jitter());
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    tracing::warn!(plugin = %Key::of(&*plugin), %error, cause, ?wait, "a plugin is tried again");
+    tracing::warn!(kind = K::KIND, plugin = %key, %error, cause, ?wait, "a plugin is tried again");
     Action::requeue(wait)
 }

@@ -5,45 +5,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 use futures::{Stream, stream};
-use kube::{Resource, ResourceExt};
 use tokio::sync::watch;
 
 use crate::model::{
+    PluginKey,
     observed::Plugin,
     trial::{Digest, Limits},
 };
-
-/// The name of a plugin object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name in there.
-    pub name: String,
-}
-
-impl Key {
-    /// The plugin `name` of `namespace`.
-    #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-
-    pub(super) fn of<K: Resource>(object: &K) -> Self {
-        Self::new(object.namespace().unwrap_or_default(), object.name_any())
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.namespace, self.name)
-    }
-}
 
 /// The plugins of all scopes and their states. Clones share them.
 #[derive(Clone, Debug)]
@@ -52,10 +24,10 @@ pub struct Installed(Arc<watch::Sender<Table>>);
 #[derive(Debug)]
 struct Table {
     unlisted_scopes: usize,
-    plugins: BTreeMap<Key, Plugin>,
+    plugins: BTreeMap<PluginKey, Plugin>,
     /// What upgrades under way were begun with, by DataPlane.
-    pins: BTreeMap<Key, BTreeSet<Digest>>,
-    limits: BTreeMap<Key, Limits>,
+    pins: BTreeMap<String, BTreeSet<Digest>>,
+    limits: BTreeMap<PluginKey, Limits>,
 }
 
 impl Installed {
@@ -73,23 +45,15 @@ impl Installed {
     /// Whether `plugin` can be run now; `None` where there is no such object. Until the plugins were listed, every
     /// one is still loading.
     #[must_use]
-    pub fn get(&self, plugin: &Key) -> Option<Plugin> {
+    pub fn get(&self, plugin: &PluginKey) -> Option<Plugin> {
         let table = self.0.borrow();
         table.plugins.get(plugin).cloned().or((table.unlisted_scopes > 0).then_some(Plugin::Loading))
     }
 
     /// What a trial of `plugin` may use up.
     #[must_use]
-    pub fn limits(&self, plugin: &Key) -> Limits {
+    pub fn limits(&self, plugin: &PluginKey) -> Limits {
         self.0.borrow().limits.get(plugin).copied().unwrap_or_default()
-    }
-
-    /// The plugins of a namespace by name. Tells nothing before [`Installed::listed_all`].
-    #[must_use]
-    pub fn of_namespace(&self, namespace: &str) -> BTreeMap<String, Plugin> {
-        let table = self.0.borrow();
-        let plugins = table.plugins.iter().filter(|(key, _)| key.namespace == namespace);
-        plugins.map(|(key, plugin)| (key.name.clone(), plugin.clone())).collect()
     }
 
     /// Waits until every scope was listed.
@@ -98,17 +62,16 @@ impl Installed {
         let _ = self.0.subscribe().wait_for(|table| table.unlisted_scopes == 0).await;
     }
 
-    /// Yields the namespaces in which something changed since it yielded last.
-    pub fn changes(&self) -> impl Stream<Item = BTreeSet<String>> + Send + 'static {
+    /// Yields the plugins that changed since it yielded last.
+    pub fn changes(&self) -> impl Stream<Item = BTreeSet<PluginKey>> + Send + 'static {
         let table = self.0.subscribe();
         let seen = table.borrow().plugins.clone();
         stream::unfold((table, seen), async |(mut table, seen)| {
             table.changed().await.ok()?;
             let plugins = table.borrow_and_update().plugins.clone();
-            let differs = |key: &&Key| plugins.get(key) != seen.get(key);
-            let namespaces =
-                plugins.keys().chain(seen.keys()).filter(differs).map(|key| key.namespace.clone()).collect();
-            Some((namespaces, (table, plugins)))
+            let differs = |key: &&PluginKey| plugins.get(key) != seen.get(key);
+            let changed = plugins.keys().chain(seen.keys()).filter(differs).cloned().collect();
+            Some((changed, (table, plugins)))
         })
     }
 
@@ -121,20 +84,20 @@ impl Installed {
     }
 
     /// The bytes that judge an upgrade of `dataplane`, whatever is installed meanwhile; none when it has ended.
-    pub fn pin(&self, dataplane: Key, digests: BTreeSet<Digest>) {
+    pub fn pin(&self, dataplane: &str, digests: BTreeSet<Digest>) {
         // Nobody waits for a pin.
         self.0.send_if_modified(|table| {
             if digests.is_empty() {
-                table.pins.remove(&dataplane);
+                table.pins.remove(dataplane);
             } else {
-                table.pins.insert(dataplane, digests);
+                table.pins.insert(dataplane.to_owned(), digests);
             }
             false
         });
     }
 
     /// One scope was listed and holds `plugins`.
-    pub(super) fn listed(&self, plugins: impl IntoIterator<Item = Key>) {
+    pub(super) fn listed(&self, plugins: impl IntoIterator<Item = PluginKey>) {
         self.0.send_modify(|table| {
             table.unlisted_scopes = table.unlisted_scopes.saturating_sub(1);
             for plugin in plugins {
@@ -143,7 +106,7 @@ impl Installed {
         });
     }
 
-    pub(super) fn set(&self, plugin: Key, state: Plugin) {
+    pub(super) fn set(&self, plugin: PluginKey, state: Plugin) {
         self.0.send_if_modified(|table| {
             let changed = table.plugins.get(&plugin) != Some(&state);
             if changed {
@@ -154,7 +117,7 @@ impl Installed {
     }
 
     /// Trials of `plugin` get these from now on. Wakes nobody: those who wait, wait for it to be ready.
-    pub(super) fn limit(&self, plugin: Key, limits: Limits) {
+    pub(super) fn limit(&self, plugin: PluginKey, limits: Limits) {
         self.0.send_if_modified(|table| {
             table.limits.insert(plugin, limits);
             false
@@ -162,7 +125,7 @@ impl Installed {
     }
 
     /// The gate host went, and everything with it: what one scope had ready is loading again.
-    pub(super) fn reload(&self, elsewhere: impl Fn(&Key) -> bool) {
+    pub(super) fn reload(&self, elsewhere: impl Fn(&PluginKey) -> bool) {
         self.0.send_if_modified(|table| {
             let mine = table.plugins.iter_mut().filter(|(plugin, _)| !elsewhere(plugin)).map(|(_, state)| state);
             let ready = mine.filter(|state| matches!(state, Plugin::Ready(_)));
@@ -171,7 +134,7 @@ impl Installed {
     }
 
     /// Keeps those of one scope's plugins that `exists` knows; plugins `elsewhere` are not asked about.
-    pub(super) fn retain(&self, elsewhere: impl Fn(&Key) -> bool, exists: impl Fn(&Key) -> bool) {
+    pub(super) fn retain(&self, elsewhere: impl Fn(&PluginKey) -> bool, exists: impl Fn(&PluginKey) -> bool) {
         self.0.send_if_modified(|table| {
             let before = table.plugins.len();
             table.plugins.retain(|plugin, _| elsewhere(plugin) || exists(plugin));
@@ -192,28 +155,28 @@ mod tests {
 
     #[test]
     fn nothing_is_called_absent_before_every_scope_was_listed() {
-        let (installed, plugin) = (Installed::awaiting(2), Key::new("a", "smoke"));
+        let (installed, plugin) = (Installed::awaiting(2), PluginKey::of_namespace("a", "smoke"));
         installed.listed([]);
         assert_eq!(installed.get(&plugin), Some(Plugin::Loading));
-        installed.listed([Key::new("b", "smoke")]);
+        installed.listed([PluginKey::of_namespace("b", "smoke")]);
         assert_eq!(installed.get(&plugin), None);
-        assert_eq!(installed.get(&Key::new("b", "smoke")), Some(Plugin::Loading));
+        assert_eq!(installed.get(&PluginKey::of_namespace("b", "smoke")), Some(Plugin::Loading));
     }
 
     #[test]
-    fn subscribers_learn_which_namespaces_changed_and_wake_for_nothing_else() {
-        let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
+    fn subscribers_learn_which_plugins_changed_and_wake_for_nothing_else() {
+        let (installed, plugin) = (Installed::awaiting(0), PluginKey::of_namespace("a", "smoke"));
         let mut changes = Box::pin(installed.changes());
         let mut next = || changes.next().now_or_never().flatten();
         assert_eq!(next(), None);
         installed.set(plugin.clone(), ready("sha256:1"));
         installed.set(plugin.clone(), ready("sha256:2"));
-        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(next(), Some([plugin.clone()].into()));
         assert_eq!(next(), None, "two changes that nobody took are one");
         installed.set(plugin.clone(), ready("sha256:2"));
         assert_eq!(next(), None, "nothing changed");
         installed.retain(|_| false, |_| false);
-        assert_eq!(next(), Some(["a".to_owned()].into()));
+        assert_eq!(next(), Some([plugin.clone()].into()));
         assert_eq!(installed.get(&plugin), None);
     }
 
@@ -223,10 +186,10 @@ mod tests {
         let failed = Plugin::Failed { reason: "Empty".into(), message: String::new() };
         let states = [("a", ready("sha256:1")), ("b", failed.clone()), ("elsewhere", ready("sha256:2"))];
         for (namespace, state) in states {
-            installed.set(Key::new(namespace, "smoke"), state);
+            installed.set(PluginKey::of_namespace(namespace, "smoke"), state);
         }
-        installed.reload(|plugin| plugin.namespace == "elsewhere");
-        let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&Key::new(namespace, "smoke")));
+        installed.reload(|plugin| plugin.namespace.as_deref() == Some("elsewhere"));
+        let now = ["a", "b", "elsewhere"].map(|namespace| installed.get(&PluginKey::of_namespace(namespace, "smoke")));
         assert_eq!(now, [Some(Plugin::Loading), Some(failed), Some(ready("sha256:2"))]);
     }
 
@@ -234,19 +197,19 @@ mod tests {
     fn what_an_upgrade_was_begun_with_is_used_until_it_has_ended() {
         let (installed, digest) = (Installed::awaiting(0), Digest::from("sha256:1".to_owned()));
         assert!(!installed.uses(&digest));
-        installed.pin(Key::new("a", "dp"), [digest.clone()].into());
+        installed.pin("a/dp", [digest.clone()].into());
         assert!(installed.uses(&digest));
-        installed.pin(Key::new("a", "dp"), BTreeSet::new());
+        installed.pin("a/dp", BTreeSet::new());
         assert!(!installed.uses(&digest));
     }
 
     #[test]
     fn limits_are_those_of_the_plugin_until_it_is_forgotten() {
-        let (installed, plugin) = (Installed::awaiting(0), Key::new("a", "smoke"));
+        let (installed, plugin) = (Installed::awaiting(0), PluginKey::of_namespace("a", "smoke"));
         let limits = Limits { requests: 1, ..Limits::default() };
         installed.set(plugin.clone(), ready("sha256:1"));
         installed.limit(plugin.clone(), limits);
-        assert_eq!((installed.limits(&plugin), installed.limits(&Key::new("b", "smoke"))), (limits, Limits::default()));
+        assert_eq!((installed.limits(&plugin), installed.limits(&PluginKey::of_namespace("b", "smoke"))), (limits, Limits::default()));
         installed.retain(|_| false, |_| false);
         assert_eq!(installed.limits(&plugin), Limits::default());
     }
@@ -254,9 +217,9 @@ mod tests {
     #[test]
     fn a_scope_forgets_only_its_own_plugins() {
         let installed = Installed::awaiting(0);
-        installed.set(Key::new("a", "smoke"), ready("sha256:1"));
-        installed.set(Key::new("b", "smoke"), ready("sha256:2"));
-        installed.retain(|plugin| plugin.namespace != "a", |_| false);
+        installed.set(PluginKey::of_namespace("a", "smoke"), ready("sha256:1"));
+        installed.set(PluginKey::of_namespace("b", "smoke"), ready("sha256:2"));
+        installed.retain(|plugin| plugin.namespace.as_deref() != Some("a"), |_| false);
         assert!(!installed.uses(&Digest::from("sha256:1".to_owned())));
         assert!(installed.uses(&Digest::from("sha256:2".to_owned())));
     }

@@ -1,27 +1,35 @@
-//! The corridor of a `GatePlugin`: fetch -> unpack -> load -> status.
+//! The corridor of a plugin, a `GatePlugin` or a `ClusterGatePlugin`: admit -> load -> status.
 //!
 //! ```text
-//! controller   watches GatePlugins, and ConfigMaps without their data; backoff; housekeeping
+//! controller   watches plugins, and ConfigMaps without their data; backoff; housekeeping
+//! object       what the two kinds have in common
 //! reconcile    the pass, on one screen
-//! source       PURE   ConfigMap -> the bytes of a component, or why there are none
+//! source       what a spec refers to -> the bytes of a component that are what they should be, or why there are none
+//! verify       PURE   signatures and keys -> whether they are
 //! limits       PURE   what a plugin asks for -> what its trials may use up
-//! turns        whose plugin is installed next: namespaces in turn
 //! library      what the gate host holds, by digest; each component is loaded once and let go when nobody needs it
 //! installed    what this process can run: the only answer other controllers may trust
 //! status       PURE   what came of a pass -> GatePluginStatus
 //! ```
+//!
+//! A plugin that is replaced is run until what replaces it can be. Only what may pass by itself, such as a registry that
+//! is down, delays that; what is wrong takes the plugin out of use, as does another `spec.digest` or `spec.verify`: bytes
+//! that are no longer trusted do not run on.
 
 mod controller;
 mod installed;
 mod library;
 mod limits;
+mod object;
 mod reconcile;
 mod source;
 mod status;
-mod turns;
+mod verify;
 
 pub use controller::{Setup, run};
-pub use installed::{Installed, Key};
+pub use installed::Installed;
 pub use library::Library;
 pub use limits::{Ceiling, LimitsError};
-pub use source::SourceError;
+pub use object::PluginObject;
+pub use source::{Admitted, Cache, Fetcher, Objects, Reason, Refusal, Request, SourceError, Sources, SourcesError};
+pub use verify::SignatureError;

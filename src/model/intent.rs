@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{Revision, Wish, grants::Granted};
+use super::{PluginKey, Revision, Wish, grants::Granted};
 use crate::api::promotionpolicy::{Enforcement, Lack};
 
 /// The DataPlane an intent belongs to.
@@ -128,8 +128,8 @@ pub struct Rules {
 pub struct Gate {
     /// `<policy>/<gate>`.
     pub name: String,
-    /// The `GatePlugin`, in the DataPlane's namespace.
-    pub plugin: String,
+    /// The plugin that judges.
+    pub plugin: PluginKey,
     /// What the plugin is told.
     pub settings: Value,
     /// What it may do beside judging.

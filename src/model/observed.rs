@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Revision, Selector, Wish,
+    PluginKey, Revision, Selector, Wish,
     names::{self, Role, State},
     trial::{Digest, Report},
 };
@@ -56,8 +56,8 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// Its upgrades, oldest first.
     pub promotions: Vec<Arc<Promotion>>,
-    /// The plugins of its namespace, as this process has them.
-    pub plugins: BTreeMap<String, Plugin>,
+    /// The plugins that its gates name, as this process has them.
+    pub plugins: BTreeMap<PluginKey, Plugin>,
     /// The trials of this process, by [`TrialKey`].
     pub trials: HashMap<TrialKey, Arc<Report>>,
     /// Whether the candidate answered a connection, for [`ConnectionKey`].
@@ -108,6 +108,8 @@ pub enum Plugin {
         /// One sentence.
         message: String,
     },
+    /// Taken out of use: what it said counts no longer.
+    Revoked,
 }
 
 /// One attempt of one gate: what a running task and its result are known by.

@@ -15,6 +15,9 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest(String);
 
 impl Digest {
+    /// Characters of its text.
+    pub const LENGTH: usize = "sha256:".len() + 64;
+
     /// The digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
@@ -23,6 +26,14 @@ impl Digest {
             text.push_str(&format!("{byte:02x}"));
         }
         Self(text)
+    }
+
+    /// `text`, if it is written as a digest is.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("sha256:")?;
+        let hexadecimal = digits.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit));
+        (digits.len() == 64 && hexadecimal).then(|| Self(text.to_owned()))
     }
 
     /// The text, prefix included.

@@ -3,7 +3,7 @@
 use kube::core::Selector;
 
 use crate::{
-    api::promotionpolicy::{Gate, PromotionPolicySpec},
+    api::promotionpolicy::{Gate, PluginKind, PluginRef, PromotionPolicySpec},
     model::{
         duration,
         grants::Ceilings,
@@ -62,11 +62,11 @@ pub(super) enum Checked<'policy> {
     Looked { findings: Vec<Finding>, questions: Vec<Question<'policy>> },
 }
 
-/// Looks at everything that needs no plugin. `installed` answers for a plugin of the policy's namespace by name.
+/// Looks at everything that needs no plugin. `installed` answers for a plugin by reference.
 pub(super) fn look<'policy>(
     spec: &'policy PromotionPolicySpec,
     ceilings: &Ceilings,
-    installed: impl Fn(&str) -> Option<Plugin>,
+    installed: impl Fn(&PluginRef) -> Option<Plugin>,
 ) -> Checked<'policy> {
     let mut findings = Vec::new();
     let mut questions = Vec::new();
@@ -93,18 +93,26 @@ pub(super) fn look<'policy>(
                 message: excess.message,
             });
         }
-        let plugin = &gate.plugin_ref.name;
-        match installed(plugin) {
+        let PluginRef { kind, name } = &gate.plugin_ref;
+        match installed(&gate.plugin_ref) {
             Some(Plugin::Loading) => return Checked::TooEarly,
             None => findings.push(Finding {
                 wrong: Wrong::PluginNotFound,
                 at: at(gate, "pluginRef/name"),
-                message: format!("there is no GatePlugin {plugin:?} in this namespace"),
+                message: match kind {
+                    PluginKind::GatePlugin => format!("there is no GatePlugin {name:?} in this namespace"),
+                    PluginKind::ClusterGatePlugin => format!("there is no ClusterGatePlugin {name:?}"),
+                },
             }),
             Some(Plugin::Failed { reason, message }) => findings.push(Finding {
                 wrong: Wrong::PluginNotReady,
                 at: at(gate, "pluginRef/name"),
-                message: format!("GatePlugin {plugin:?} is not ready, {reason}: {message}"),
+                message: format!("{kind:?} {name:?} is not ready, {reason}: {message}"),
+            }),
+            Some(Plugin::Revoked) => findings.push(Finding {
+                wrong: Wrong::PluginNotReady,
+                at: at(gate, "pluginRef/name"),
+                message: format!("{kind:?} {name:?} is revoked"),
             }),
             Some(Plugin::Ready(digest)) => questions.push(Question { gate, digest }),
         }
@@ -132,7 +140,8 @@ pub(super) fn answered(gate: &Gate, answer: Result<Vec<Problem>, Outcome>) -> Ve
                 | Outcome::Inconclusive(reason)
                 | Outcome::Wait { reason, .. } => format!("it gave a verdict instead: {}", reason.message),
             };
-            let message = format!("GatePlugin {:?} could not judge the settings, {message}", gate.plugin_ref.name);
+            let PluginRef { kind, name } = &gate.plugin_ref;
+            let message = format!("{kind:?} {name:?} could not judge the settings, {message}");
             vec![Finding { wrong: Wrong::PluginNotReady, at: at(gate, "settings"), message }]
         }
     }
@@ -156,11 +165,11 @@ mod tests {
         serde_json::from_value(json!({"selector": {}, "gates": [gate]})).expect("a policy")
     }
 
-    fn ready(_: &str) -> Option<Plugin> {
+    fn ready(_: &PluginRef) -> Option<Plugin> {
         Some(Plugin::Ready(Digest::of(b"x")))
     }
 
-    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&str) -> Option<Plugin>) -> Vec<(Wrong, String)> {
+    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&PluginRef) -> Option<Plugin>) -> Vec<(Wrong, String)> {
         match look(spec, &Ceilings::default(), installed) {
             Checked::Looked { findings, .. } => {
                 findings.into_iter().map(|finding| (finding.wrong, finding.at)).collect()
@@ -200,7 +209,7 @@ mod tests {
         let spec = spec(json!({}));
         let at = "spec.gates[smoke].pluginRef/name".to_owned();
         assert_eq!(findings(&spec, |_| None), [(Wrong::PluginNotFound, at.clone())]);
-        let failed = |_: &str| Some(Plugin::Failed { reason: "BadGzip".into(), message: String::new() });
+        let failed = |_: &PluginRef| Some(Plugin::Failed { reason: "BadGzip".into(), message: String::new() });
         assert_eq!(findings(&spec, failed), [(Wrong::PluginNotReady, at)]);
         assert_eq!(look(&spec, &Ceilings::default(), |_| Some(Plugin::Loading)), Checked::TooEarly);
     }

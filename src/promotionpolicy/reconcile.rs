@@ -3,17 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{Client, ResourceExt, runtime::controller::Action};
+use kube::{Api, Client, ResourceExt, runtime::controller::Action};
 
 use super::{
     check::{self, Checked},
     status,
 };
 use crate::{
-    api::PromotionPolicy,
+    api::{PromotionPolicy, promotionpolicy::PluginRef},
     cluster::{self, backoff::Backoff},
     gate::GateHost,
-    gateplugin::{Installed, Key},
+    gateplugin::Installed,
     model::grants::Ceilings,
     telemetry::Metrics,
 };
@@ -44,7 +44,7 @@ pub(super) enum Error {
 /// check -> ask the plugins -> status.
 pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = name_of(&policy);
-    let installed = |plugin: &str| ctx.installed.get(&Key::new(&namespace, plugin));
+    let installed = |plugin: &PluginRef| ctx.installed.get(&plugin.key(&namespace));
     let Checked::Looked { mut findings, questions } = check::look(&policy.spec, &ctx.ceilings, installed) else {
         return Ok(Action::await_change());
     };
@@ -56,7 +56,8 @@ pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -
     }
 
     let status = status::report(&policy, &findings, Timestamp::now());
-    if cluster::status::publish(&ctx.client, &*policy, policy.status.as_ref(), &status).await.map_err(Error::Publish)? {
+    let api = Api::namespaced(ctx.client.clone(), &namespace);
+    if cluster::status::publish(&api, &*policy, policy.status.as_ref(), &status).await.map_err(Error::Publish)? {
         ctx.metrics.wrote(KIND);
     }
     ctx.backoff.succeeded(&(namespace, name));

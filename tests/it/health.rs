@@ -69,6 +69,12 @@ const GATE_PLUGIN: &[Row] = &[
     ("no component", "Ready=False/NotAComponent@2", Degraded, "NotAComponent: why"),
     ("no component before an edit is seen", "Ready=False/NotAComponent@1", Progressing, WAITS),
     ("its ConfigMap may be coming", "Ready=False/ConfigMapNotFound@2", Progressing, "ConfigMapNotFound: why"),
+    ("its Secret may be coming", "Ready=False/SecretNotFound@2", Progressing, "SecretNotFound: why"),
+    ("its image may be coming", "Ready=False/NotFound@2", Progressing, "NotFound: why"),
+    ("its signature may be coming", "Ready=False/NotSigned@2", Progressing, "NotSigned: why"),
+    ("its registry is down", "Ready=False/Unavailable@2", Progressing, "Unavailable: why"),
+    ("its registry is down, and the one before is run", "Ready=True/Replacing@2", Progressing, "Replacing: why"),
+    ("revoked", "Ready=False/Revoked@2", Degraded, "Revoked: why"),
 ];
 
 #[rustfmt::skip]
@@ -111,7 +117,7 @@ fn argo_cd_and_flux_agree_on_every_status() {
         let api_version = format!("{group}/{}", crd.spec.versions[0].name);
         let rows = match kind.as_str() {
             "DataPlane" => DATA_PLANE,
-            "GatePlugin" => GATE_PLUGIN,
+            "GatePlugin" | "ClusterGatePlugin" => GATE_PLUGIN,
             "PromotionPolicy" => PROMOTION_POLICY,
             "Promotion" => PROMOTION,
             other => panic!("no rows for {other}"),

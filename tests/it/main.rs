@@ -7,3 +7,4 @@ mod gate;
 mod health;
 mod house;
 mod prometheus;
+mod registry;

@@ -231,7 +231,7 @@ fn key(promotion: &str, entry: &GateEvidence) -> TrialKey {
 fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
     GateEvidence {
         name: gate.name.clone(),
-        plugin: gate.plugin.clone(),
+        plugin: gate.plugin.short(),
         entry_hash: gate.hash.clone(),
         attempt: 0,
         host: bench.observed.host.clone(),
@@ -279,12 +279,19 @@ fn begin(gate: &Gate, attempt: i32, begun: Begun, bench: Bench<'_>) -> GateEvide
         return blocked("InvalidPolicy", problem.clone());
     }
     match bench.observed.plugins.get(&gate.plugin) {
-        None => blocked("PluginNotFound", format!("pluginRef.name: there is no GatePlugin {:?}", gate.plugin)),
+        None => {
+            let (kind, name) = (gate.plugin.kind(), &gate.plugin.name);
+            blocked("PluginNotFound", format!("pluginRef.name: there is no {kind} {name:?}"))
+        }
         Some(Plugin::Loading) => GateEvidence { since: begun.since, digest: begun.digest, ..pending(gate, bench) },
         // Whatever is installed since: an upgrade is judged by the bytes it was begun with.
         Some(Plugin::Ready(_) | Plugin::Failed { .. }) if !begun.digest.is_empty() => run(begun.digest),
         Some(Plugin::Failed { reason, message }) => {
-            blocked("PluginNotReady", format!("GatePlugin {}: {reason}: {message}", gate.plugin))
+            let (kind, name) = (gate.plugin.kind(), &gate.plugin.name);
+            blocked("PluginNotReady", format!("{kind} {name}: {reason}: {message}"))
+        }
+        Some(Plugin::Revoked) => {
+            blocked("PluginRevoked", format!("spec.revoked of {} {}", gate.plugin.kind(), gate.plugin.name))
         }
         Some(Plugin::Ready(digest)) => run(digest.to_string()),
     }
@@ -294,6 +301,11 @@ fn begin(gate: &Gate, attempt: i32, begun: Begun, bench: Bench<'_>) -> GateEvide
 fn advance(gate: &Gate, prior: &GateEvidence, bench: Bench<'_>) -> GateEvidence {
     let Bench { promotion, observed, may_run, now } = bench;
     let again = |attempt, begun| if may_run { begin(gate, attempt, begun, bench) } else { prior.clone() };
+    if observed.plugins.get(&gate.plugin) == Some(&Plugin::Revoked) {
+        // Nothing it said or will say counts; when it is back in use, it is asked afresh.
+        let next = GateEvidence { digest: String::new(), ..begin(gate, prior.attempt, Begun::default(), bench) };
+        return if next.reason == prior.reason && prior.digest.is_empty() { prior.clone() } else { next };
+    }
     match prior.outcome {
         GateOutcome::Pending => again(1, Begun::by(prior)),
         GateOutcome::Pass if prior.valid_until.as_ref().is_some_and(|until| until.0 <= now) => {
@@ -402,13 +414,13 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::trial::Reason;
+    use crate::model::{PluginKey, trial::Reason};
     use std::sync::Arc;
 
     fn gate(max_attempts: i32) -> Gate {
         Gate {
             name: "policy/smoke".into(),
-            plugin: "http-smoke".into(),
+            plugin: PluginKey::of_namespace("ns", "http-smoke"),
             settings: serde_json::json!({}),
             grants: Default::default(),
             timeout: Duration::from_secs(30),
@@ -431,7 +443,7 @@ mod tests {
     fn observed(plugin: Option<Plugin>) -> Observed {
         Observed {
             host: "me".into(),
-            plugins: plugin.map(|plugin| ("http-smoke".to_owned(), plugin)).into_iter().collect(),
+            plugins: plugin.map(|plugin| (PluginKey::of_namespace("ns", "http-smoke"), plugin)).into_iter().collect(),
             ..Observed::default()
         }
     }
@@ -668,6 +680,19 @@ mod tests {
         let replaced = after(Plugin::Ready(Digest::from("sha256:b".to_owned())));
         assert_eq!((replaced[0].outcome, replaced[0].digest.as_str()), (GateOutcome::Running, "sha256:a"));
         assert_eq!(after(Plugin::Loading), retrying, "a host that came back loads it first");
+    }
+
+    #[test]
+    fn a_revoked_plugin_voids_its_pass_and_is_asked_afresh_when_it_is_back() {
+        let begun = step(&[], None, 3, 0).evidence;
+        let passed = step(&begun, Some(Outcome::Pass(reason("Good"))), 3, 1).evidence;
+        let revoked = observed(Some(Plugin::Revoked));
+        let held = judge(&[gate(3)], &passed, &[], bench(&revoked, 2));
+        assert_eq!((held.judgement, held.evidence[0].reason.as_deref()), (Judgement::Held, Some("PluginRevoked")));
+        let still = judge(&[gate(3)], &held.evidence, &[], bench(&revoked, 3));
+        assert_eq!(still.evidence, held.evidence, "said once");
+        assert!(judge(&[gate(3)], &begun, &[], bench(&revoked, 2)).running.is_empty());
+        assert_eq!(step(&held.evidence, None, 3, 4).evidence[0].outcome, GateOutcome::Running);
     }
 
     #[test]

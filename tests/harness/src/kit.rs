@@ -158,7 +158,7 @@ impl Kit {
     /// Starts an operator for the test's namespace alone, as a process of this machine, behind a proxy.
     pub async fn operator(&self, proxy: &Proxy) -> Result<LocalOperator> {
         let token = operator::token(self.client.clone()).await?;
-        LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace)
+        LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace, &[])
     }
 
     /// Deletes every object of a kind in the test's namespace, whatever holds it.
@@ -173,8 +173,13 @@ impl Kit {
 
     /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before.
     pub async fn unwatched_operator(&self) -> Result<LocalOperator> {
+        self.operator_with(&[]).await
+    }
+
+    /// The same, with more arguments.
+    pub async fn operator_with(&self, arguments: &[&str]) -> Result<LocalOperator> {
         let token = operator::token(self.client.clone()).await?;
-        LocalOperator::start(self.dir(), &self.cluster.kubeconfig(&token), &self.namespace)
+        LocalOperator::start(self.dir(), &self.cluster.kubeconfig(&token), &self.namespace, arguments)
     }
 
     /// Prints what there is to know of the namespace and of the test's operator.

@@ -6,6 +6,7 @@
 //! - [`proxy`] and [`operator`]: an operator that is watched writing, and killed at a chosen write
 //! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what it all costs
 //! - [`prometheus`]: a real one, with series made up
+//! - [`registry`]: a real container registry, for the sources of plugins
 //! - [`http`]: asking a gateway as its users do
 //! - [`diagnosis`]: what there is to know of a namespace when something in it went wrong
 //! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step
@@ -31,6 +32,7 @@ pub mod operator;
 pub mod progress;
 pub mod prometheus;
 pub mod proxy;
+pub mod registry;
 pub mod verify;
 pub mod wait;
 pub mod workspace;

@@ -42,8 +42,8 @@ pub struct LocalOperator {
 
 impl LocalOperator {
     /// Starts `sluice operator` for one namespace, on a kubeconfig such as the proxy's or the cluster's; files go to
-    /// `dir`.
-    pub fn start(dir: &Path, kubeconfig: &str, namespace: &str) -> Result<Self> {
+    /// `dir`. `more` is added to its arguments.
+    pub fn start(dir: &Path, kubeconfig: &str, namespace: &str, more: &[&str]) -> Result<Self> {
         let config = dir.join("kubeconfig");
         write_private(&config, kubeconfig)?;
         let log = dir.join(LOG);
@@ -64,6 +64,7 @@ impl LocalOperator {
                 .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace, "--kong-namespace", namespace])
                 // Ports of the system's choice: several run at once.
                 .args(["--metrics-bind-address", "127.0.0.1:0"])
+                .args(more)
         })?;
         Ok(Self { child, gate_host, socket, log })
     }

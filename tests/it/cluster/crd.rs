@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use sluice::api::dataplane::PROMOTE_WHEN_READY;
@@ -901,6 +901,80 @@ fn the_admission_policy_refuses_ports_that_lead_nowhere_with_kongs_messages() ->
             ),
         ];
         ask(rows, edit).await
+    })
+}
+
+#[test]
+fn a_plugin_has_one_source_and_a_signature_needs_an_image() -> Result<()> {
+    kit::run(async |kit| {
+        let map = json!({ "configMap": { "name": "gates", "key": "gate.wasm" } });
+        let oci = json!({ "oci": { "image": "registry.example/gate:1" } });
+        let http = |url: &str| json!({ "http": { "url": url, "sha256": "0".repeat(64) } });
+        let file = json!({ "file": { "path": "gate.wasm" } });
+        let verify = json!({ "keys": ["-----BEGIN PUBLIC KEY-----"] });
+        const ONE: &str = "name exactly one of configMap, http, oci";
+        const CLUSTER_ONE: &str = "name exactly one of configMap, file, http, oci";
+        const SIGNED: &str = "verify needs source.oci: signatures are found beside an image";
+        let both = |one: &Value, other: &Value| {
+            let mut both = one.clone();
+            change(&mut both, other);
+            json!({ "source": both })
+        };
+        let rows = || {
+            vec![
+                taken("a ConfigMap", json!({ "source": map })),
+                taken("an image, signed", json!({ "source": oci, "verify": verify })),
+                taken("a URL", json!({ "source": http("https://plugins.example/gate.wasm") })),
+                refused(
+                    "a URL without TLS",
+                    json!({ "source": http("http://p.example") }),
+                    "spec.source.http.url",
+                    "'^https://'",
+                ),
+                refused(
+                    "a URL, signed",
+                    json!({ "source": http("https://p.example"), "verify": verify }),
+                    "spec",
+                    SIGNED,
+                ),
+                refused(
+                    "nobody who signs",
+                    json!({ "source": oci, "verify": { "keys": [] } }),
+                    "spec.verify.keys",
+                    "should have at least 1 items",
+                ),
+                refused(
+                    "a digest of nothing",
+                    json!({ "source": map, "digest": "sha256:0" }),
+                    "spec.digest",
+                    "'^sha256:[0-9a-f]{64}$'",
+                ),
+            ]
+        };
+        let mut plugins = rows();
+        plugins.push(refused("no source", json!({ "source": {} }), "spec.source", ONE));
+        plugins.push(refused("two sources", both(&map, &oci), "spec.source", ONE));
+        plugins.push(refused("a file", json!({ "source": file }), "spec.source", ONE));
+        let mut of_cluster = rows();
+        of_cluster.push(taken("a file", json!({ "source": file })));
+        of_cluster.push(refused("two sources", both(&file, &oci), "spec.source", CLUSTER_ONE));
+
+        for (kind, plural, rows) in
+            [("GatePlugin", "gateplugins", plugins), ("ClusterGatePlugin", "clustergateplugins", of_cluster)]
+        {
+            let resource =
+                ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("sluice.dev", "v1alpha1", kind), plural);
+            let api: Api<DynamicObject> = match kind {
+                "GatePlugin" => Api::namespaced_with(kit.client.clone(), &kit.namespace, &resource),
+                _ => Api::all_with(kit.client.clone(), &resource),
+            };
+            ask(rows, async |spec| {
+                let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": kind, "metadata": { "name": "row" }, "spec": spec });
+                api.create(&DRY, &serde_json::from_value(manifest).map_err(kube::Error::SerdeError)?).await
+            })
+            .await?;
+        }
+        Ok(())
     })
 }
 

@@ -38,7 +38,7 @@ fn root() -> &'static Path {
 }
 
 /// A host with room for four trials on two threads.
-fn host() -> LocalGateHost {
+pub(crate) fn host() -> LocalGateHost {
     let capacity = Capacity { trials: 4.try_into().unwrap(), threads: 2.try_into().unwrap() };
     LocalGateHost::start(capacity, Compiler::InProcess).expect("a gate host")
 }

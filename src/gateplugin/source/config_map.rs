@@ -1,74 +1,49 @@
-//! PURE. A ConfigMap -> the bytes of a component.
+//! A component under a key of a ConfigMap, plain or gzip.
 
 use std::io::Read;
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use k8s_openapi::api::core::v1::ConfigMap;
+use tokio::task::spawn_blocking;
 
-use crate::api::gateplugin::ConfigMapSource;
-
-/// Bytes of a component, unpacked. A ConfigMap holds 1 MiB, and gzip can make a thousand times that of it.
-pub(super) const LARGEST: usize = 32 << 20;
+use super::{Admitted, Fetcher, LARGEST, Reason, SourceError, place};
+use crate::{api::gateplugin::ConfigMapSource, model::trial::Digest};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Why there are no bytes.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    /// No such ConfigMap.
-    #[error("spec.source.configMap.name: there is no ConfigMap {0:?} in this namespace")]
-    ConfigMapNotFound(String),
-    /// The ConfigMap has no such key.
-    #[error("spec.source.configMap.key: ConfigMap {name:?} has no key {key:?}; its keys: {}", listed(.keys))]
-    KeyNotFound {
-        /// The ConfigMap.
-        name: String,
-        /// The key that was asked for.
-        key: String,
-        /// Those it has.
-        keys: Vec<String>,
-    },
-    /// Nothing in it.
-    #[error("spec.source.configMap.key: {0:?} is empty")]
-    Empty(String),
-    /// It begins like gzip and is broken.
-    #[error("spec.source.configMap.key: {key:?} begins like gzip but cannot be unpacked: {error}")]
-    BadGzip {
-        /// The key.
-        key: String,
-        /// What the decoder says.
-        error: String,
-    },
-    /// More than a component may have.
-    #[error("spec.source.configMap.key: {key:?} is larger than {} MiB when unpacked", limit >> 20)]
-    TooLarge {
-        /// The key.
-        key: String,
-        /// The limit in bytes.
-        limit: usize,
-    },
-}
+const NAME: &str = "spec.source.configMap.name";
+const KEY: &str = "spec.source.configMap.key";
 
-impl SourceError {
-    /// The reason of the plugin's conditions.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::ConfigMapNotFound(_) => "ConfigMapNotFound",
-            Self::KeyNotFound { .. } => "KeyNotFound",
-            Self::Empty(_) => "Empty",
-            Self::BadGzip { .. } => "BadGzip",
-            Self::TooLarge { .. } => "TooLarge",
-        }
+impl Fetcher {
+    pub(super) async fn config_map(&self, home: &str, source: &ConfigMapSource) -> Result<Admitted, SourceError> {
+        let place = place(&self.local, 1).await;
+        let name = &source.name;
+        let found = self.objects.config_map(home, name).await;
+        let Some(config_map) =
+            found.map_err(|error| SourceError::of_api(NAME, &format!("ConfigMap {name:?}"), &error))?
+        else {
+            let message = format!("there is no ConfigMap {name:?} in namespace {home}");
+            return Err(SourceError::new(Reason::ConfigMapNotFound, NAME, message));
+        };
+        let source = source.clone();
+        // Megabytes of gzip and SHA-256 are no work for a thread that serves others.
+        let unpacked = spawn_blocking(move || {
+            let component = read(&config_map, &source, LARGEST)?;
+            Ok((Digest::of(&component), component))
+        });
+        let (digest, component) = unpacked
+            .await
+            .unwrap_or_else(|error| Err(SourceError::new(Reason::Unavailable, KEY, error.to_string())))?;
+        Ok(Admitted { component, digest, resolved: None, _place: place })
     }
 }
 
 /// The component under the key of `source`, unpacked if it is gzip. At most `limit` bytes are ever held.
 ///
 /// # Errors
-/// Every [`SourceError`] but `ConfigMapNotFound`.
-pub(super) fn read(config_map: &ConfigMap, source: &ConfigMapSource, limit: usize) -> Result<Bytes, SourceError> {
+/// Why there is none.
+fn read(config_map: &ConfigMap, source: &ConfigMapSource, limit: usize) -> Result<Bytes, SourceError> {
     let ConfigMapSource { name, key } = source;
     let binary = config_map.binary_data.iter().flatten();
     let text = config_map.data.iter().flatten();
@@ -77,13 +52,17 @@ pub(super) fn read(config_map: &ConfigMap, source: &ConfigMapSource, limit: usiz
         binary.chain(text.clone().map(|(key, text)| (key, text.as_bytes())))
     };
     let Some((_, stored)) = entries().find(|(stored, _)| *stored == key) else {
-        let keys = entries().map(|(key, _)| key.clone()).collect();
-        return Err(SourceError::KeyNotFound { name: name.clone(), key: key.clone(), keys });
+        let keys = entries().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+        let message = format!("ConfigMap {name:?} has no key {key:?}; its keys: {}", listed(&keys));
+        return Err(SourceError::new(Reason::KeyNotFound, KEY, message));
     };
     let bytes = if stored.starts_with(&GZIP) { unpack(stored, key, limit)? } else { Bytes::copy_from_slice(stored) };
     match bytes.len() {
-        0 => Err(SourceError::Empty(key.clone())),
-        size if size > limit => Err(SourceError::TooLarge { key: key.clone(), limit }),
+        0 => Err(SourceError::new(Reason::Empty, KEY, format!("{key:?} is empty"))),
+        size if size > limit => {
+            let message = format!("{key:?} is larger than {} MiB when unpacked", limit >> 20);
+            Err(SourceError::new(Reason::TooLarge, KEY, message))
+        }
         _ => Ok(bytes),
     }
 }
@@ -91,10 +70,10 @@ pub(super) fn read(config_map: &ConfigMap, source: &ConfigMapSource, limit: usiz
 fn unpack(packed: &[u8], key: &str, limit: usize) -> Result<Bytes, SourceError> {
     let mut unpacked = Vec::new();
     // One byte more than allowed is read, to tell the largest from the too large.
-    MultiGzDecoder::new(packed)
-        .take(limit as u64 + 1)
-        .read_to_end(&mut unpacked)
-        .map_err(|error| SourceError::BadGzip { key: key.to_owned(), error: error.to_string() })?;
+    MultiGzDecoder::new(packed).take(limit as u64 + 1).read_to_end(&mut unpacked).map_err(|error| {
+        let message = format!("{key:?} begins like gzip but cannot be unpacked: {error}");
+        SourceError::new(Reason::BadGzip, KEY, message)
+    })?;
     Ok(unpacked.into())
 }
 
@@ -125,7 +104,7 @@ mod tests {
     }
 
     fn code(key: &str, stored: &[u8]) -> &'static str {
-        get(key, stored).expect_err("refused").code()
+        get(key, stored).expect_err("refused").reason.code()
     }
 
     #[test]
@@ -138,7 +117,7 @@ mod tests {
     #[test]
     fn a_missing_key_names_the_field_and_the_keys_there_are() {
         let error = get("smok.wasm", b"x").expect_err("refused");
-        assert_eq!(error.code(), "KeyNotFound");
+        assert_eq!(error.reason, Reason::KeyNotFound);
         assert_eq!(
             error.to_string(),
             "spec.source.configMap.key: ConfigMap \"gates\" has no key \"smok.wasm\"; its keys: smoke.wasm, note"
