@@ -135,6 +135,23 @@ impl LocalGateHost {
         Ok(Self { shared: Arc::new(shared), runtime: Some(runtime), presence })
     }
 
+    /// The same evaluation by the engine alone, without limits, clocks and records: what the host adds is the difference.
+    /// For benchmarks; nothing about a candidate follows from it.
+    ///
+    /// # Errors
+    /// Where the plugin is not loaded, or traps.
+    #[doc(hidden)]
+    pub async fn bare(&self, trial: Trial) -> Result<(), String> {
+        let shared = Arc::clone(&self.shared);
+        let bare = self.apart(async move {
+            let plugin = shared.plugin(&trial.digest).map_err(|_| "the plugin is not loaded".to_owned())?;
+            let settings = trial.settings.to_string();
+            let bare = store::bare(&shared.sandbox, &shared.reach, plugin.prepared.as_ref(), trial, &settings);
+            bare.await.map_err(|error| format!("{error:#}"))
+        });
+        bare.await.unwrap_or_else(|| Err("it panicked".into()))
+    }
+
     /// Runs `work` on the gates' threads; it is cancelled with the returned future. `None` where it panicked.
     async fn apart<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
         let runtime = self.runtime.as_ref()?;

@@ -38,6 +38,27 @@ pub(super) struct State {
 }
 
 impl State {
+    /// What a trial begins with.
+    ///
+    /// # Errors
+    /// Why the certificate that it is granted cannot be shown.
+    fn new(reach: &Arc<Reach>, trial: Trial) -> Result<Self, String> {
+        let record = Record::default();
+        let remote = |egress| Arc::new(Remote::new(Clone::clone(egress), Arc::clone(&reach.resolver)));
+        Ok(Self {
+            deadline: Instant::now() + trial.timeout,
+            wasi: Wasi::new(&record.log, trial.limits.log),
+            record,
+            traffic: Traffic::new(trial.limits.traffic),
+            remotes: trial.grants.egress.iter().map(remote).collect(),
+            reach: Arc::clone(reach),
+            identified: trial.grants.identity.as_ref().map(exchange::identified).transpose()?,
+            meter: Meter::new(trial.limits.cpu),
+            memory: Memory::new(trial.limits.memory),
+            trial,
+        })
+    }
+
     /// What every host function does first: a guest over its budget gets no further, and one that has
     /// computed for long lets others go first.
     pub(super) async fn enter(&mut self) -> Result<()> {
@@ -88,29 +109,14 @@ pub(super) async fn run<T>(
     let _ticking = sandbox.ticking();
     let began = Instant::now();
     let (limit, limits) = (trial.timeout, trial.limits);
-    let meter = Meter::new(limits.cpu);
-    let record = Record::default();
-    let identified = trial.grants.identity.as_ref().map(exchange::identified).transpose();
-    let identified = match identified {
-        Ok(identified) => identified,
+    let state = match State::new(reach, trial) {
+        Ok(state) => state,
         Err(message) => {
             let answer = Err(error(Blame::Credential, message));
-            return Ran { answer, record, cost: Cost::default(), stderr: String::new() };
+            return Ran { answer, record: Record::default(), cost: Cost::default(), stderr: String::new() };
         }
     };
-    let remote = |egress| Arc::new(Remote::new(Clone::clone(egress), Arc::clone(&reach.resolver)));
-    let state = State {
-        deadline: began + limit,
-        wasi: Wasi::new(&record.log, limits.log),
-        record,
-        traffic: Traffic::new(limits.traffic),
-        remotes: trial.grants.egress.iter().map(remote).collect(),
-        reach: Arc::clone(reach),
-        identified,
-        meter: Arc::clone(&meter),
-        memory: Memory::new(limits.memory),
-        trial,
-    };
+    let meter = Arc::clone(&state.meter);
     let mut store = Store::new(sandbox.engine(), state);
     store.limiter_async(|state| &mut state.memory);
     store.set_hostcall_fuel(limits.handed_over);
@@ -145,6 +151,23 @@ pub(super) async fn run<T>(
         requests: record.requests,
     };
     Ran { answer, record, cost, stderr }
+}
+
+/// Validates and evaluates on a fresh instance, with nothing around it.
+pub(super) async fn bare(
+    sandbox: &Sandbox,
+    reach: &Arc<Reach>,
+    plugin: &dyn Prepared,
+    trial: Trial,
+    settings: &str,
+) -> Result<()> {
+    let state = State::new(reach, trial).map_err(wasmtime::Error::msg)?;
+    let mut store = Store::new(sandbox.engine(), state);
+    // The engine's code asks for it: without one it would stop at once.
+    store.set_epoch_deadline(u64::MAX / 2);
+    let gate = plugin.instantiate(&mut store).await?;
+    gate.validate(&mut store, settings).await?;
+    gate.evaluate(&mut store, settings).await.map(drop)
 }
 
 /// An outcome without knowledge. Whether to try again follows from who is to blame.

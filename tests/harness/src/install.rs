@@ -66,12 +66,15 @@ pub fn cargo() -> Command {
     cargo
 }
 
+/// Cargo's setting for what is measured: nobody ships a binary that is not optimised.
+pub const OPTIMISED: &str = "profile.dev.package.sluice-operator.opt-level=2";
+
 /// How the operator is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
     /// Quick to build again: for tests.
     Quick,
-    /// With a little optimisation, which takes minutes: for what is measured, as nobody ships one without.
+    /// Optimised, which takes minutes: for what is measured.
     Optimised,
 }
 
@@ -79,7 +82,7 @@ fn build(build: Build) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["build", "--bin", "sluice"]);
     if build == Build::Optimised {
-        cargo.args(["--config", "profile.dev.package.sluice-operator.opt-level=2"]);
+        cargo.args(["--config", OPTIMISED]);
     }
     run(&mut cargo).map(drop)
 }

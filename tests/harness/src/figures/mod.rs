@@ -4,6 +4,7 @@
 //! requests are counted in the apiserver's audit log ([`tally`]), moments are those at which a watch of this process
 //! saw something ([`seen`]), and seconds are compared only with a floor measured in the same run.
 
+mod gate;
 mod gateways;
 mod row;
 mod scale;
@@ -27,6 +28,8 @@ pub enum Figure {
     Upgrade,
     /// 300 DataPlanes created, then all upgraded at once, on Pods that are played by kwok (about 5 minutes).
     Scale,
+    /// What the gate host adds to the engine alone (about 5 minutes, most of them for building).
+    Gate,
 }
 
 impl Figure {
@@ -34,6 +37,7 @@ impl Figure {
         match self {
             Self::Upgrade => "upgrade",
             Self::Scale => "scale",
+            Self::Gate => "gate",
         }
     }
 
@@ -41,6 +45,7 @@ impl Figure {
         match self {
             Self::Upgrade => upgrade::measure(),
             Self::Scale => scale::measure(),
+            Self::Gate => gate::measure(),
         }
     }
 }
