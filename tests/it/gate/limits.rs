@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sluice::model::trial::{Blame, Limits, Report, Scheme, Trial};
+use sluice::model::trial::{Blame, Limits, Link, Outcome, Report, Scheme, Trial};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -49,6 +49,8 @@ pairs! {
     message: passes(message(96), a_short_message), blames(Blame::MessageTooLarge, message(97), a_short_message);
     log: keeps_lines(3), cuts_lines();
     measurements: keeps_measurements(2), drops_measurements();
+    links: keeps_links(1, 0), keeps_links(2, 1);
+    state: waits(4, 4), blames(Blame::MessageTooLarge, ("state", "bytes", 5), |trial| trial.limits.state = 4);
     requests: hears("", |trial| trial.limits.requests = 1), hears("budget", |trial| trial.limits.requests = 0);
     concurrency: asks_at_once(2), asks_at_once(1);
     body: hears_a_body("0123456789", 10), hears_a_body("012345678", 9);
@@ -148,6 +150,22 @@ async fn drops_measurements() {
     let report = measures(3).await;
     assert_eq!(report.measurements.len(), 2);
     assert!(report.log[0].contains("a measurement was dropped name=caaaa"), "{:?}", report.log);
+}
+
+/// Links to so many pages where one is kept.
+async fn keeps_links(count: u32, dropped: usize) {
+    let report = report(("link_loop", "count", count), |trial| trial.limits.links = 1).await;
+    assert_passes(&report);
+    assert_eq!(report.links, [Link { title: "fine".into(), url: "https://a".into() }]);
+    assert_eq!(report.log.len(), dropped, "{:?}", report.log);
+    assert!(report.log.iter().all(|line| line.contains("a link was dropped")), "{:?}", report.log);
+}
+
+/// Waits and leaves so many bytes behind.
+async fn waits(bytes: u32, limit: usize) {
+    let report = report(("state", "bytes", bytes), |trial| trial.limits.state = limit).await;
+    let Outcome::Wait { state, .. } = report.outcome else { panic!("{report:?}") };
+    assert_eq!(state, Some(b"Good"[..bytes as usize].to_vec()));
 }
 
 /// A server that answers each connection through `answer`.
