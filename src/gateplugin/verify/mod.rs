@@ -1,26 +1,39 @@
 //! PURE. Who signed a manifest.
 //!
-//! Keys, without a transparency log: what `cosign sign --key` makes, in the form of cosign 2 (a payload with its
-//! signature) and of cosign 3 (a Sigstore bundle). A signature counts only if it is of this very manifest.
+//! Keys, without a transparency log: what `cosign sign --key` makes. Identities, by a certificate and the promise of a
+//! log: what `cosign sign` makes without a key. Both in the form of cosign 2 (a payload with its signature) and of cosign 3
+//! (a Sigstore bundle). A signature counts only if it is of this very manifest.
+//!
+//! The `sigstore` crate is not used: as of 0.15 it brings another provider of cryptography for TLS, and of a bundle it does
+//! not verify the promise of the log, without which nobody knows when something was signed.
 //!
 //! ```text
-//! key      a public key in PEM
-//! simple   cosign 2: the payload names the manifest
-//! bundle   cosign 3: a statement that names the manifest, or a signature of the manifest itself
+//! claim      what somebody says to have signed, before any of it is believed
+//! simple     cosign 2: the payload names the manifest
+//! bundle     cosign 3: a statement that names the manifest, or a signature of the manifest itself
+//! key        a public key, and whether a signature was made with it
+//! identity   the authorities and logs that are trusted, and whether a signature was made by an identity
 //! ```
 
 mod bundle;
+mod claim;
+mod identity;
 mod key;
 mod simple;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
+use bundle::Bundle;
+use claim::Claim;
+use key::Key;
+
 pub(super) use bundle::MEDIA_TYPE as BUNDLE;
-pub(super) use key::Key;
-pub(super) use simple::ANNOTATION as SIGNATURE_ANNOTATION;
+pub use identity::TrustRoot;
+pub(super) use simple::Simple;
 
 use crate::{
-    api::gateplugin::{Require, Verify},
+    api::gateplugin::{Identity, Require, Verify},
     model::trial::Digest,
 };
 
@@ -28,19 +41,34 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) enum Signature {
     /// Of cosign 2.
-    Simple {
-        /// What is signed.
-        payload: Bytes,
-        /// base64.
-        signature: String,
-    },
+    Simple(Simple),
     /// Of cosign 3: the JSON of a bundle.
     Bundle(Bytes),
+}
+
+/// Somebody who is trusted.
+#[derive(Debug)]
+pub(super) enum Signer<'root> {
+    Key(Key),
+    Identity(Identity, &'root TrustRoot),
+}
+
+impl Signer<'_> {
+    fn made(&self, claim: &Claim) -> Result<(), String> {
+        match self {
+            Self::Key(key) if claim.signatures.iter().any(|signature| key.signed(&claim.signed, signature)) => Ok(()),
+            Self::Key(_) => Err("was not made with this key".into()),
+            Self::Identity(identity, root) => root.made_by(identity, claim),
+        }
+    }
 }
 
 /// Why nobody who is trusted has signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
+    /// Nobody is named.
+    #[error("names neither a key nor an identity")]
+    NobodyTrusted,
     /// A key that cannot be used.
     #[error("keys[{index}] {problem}")]
     InvalidKey {
@@ -49,14 +77,17 @@ pub enum SignatureError {
         /// What is wrong with it.
         problem: String,
     },
+    /// An identity can only be verified against authorities.
+    #[error("identities need authorities; an operator names them with --sigstore-trust-root, a trusted_root.json")]
+    NoTrustRoot,
     /// There are none.
-    #[error("there is no signature beside the image: cosign sign --key KEY IMAGE@DIGEST")]
+    #[error("there is no signature beside the image: cosign sign IMAGE@DIGEST")]
     NotSigned,
     /// There are, and none counts.
-    #[error("no signature of keys[{index}] among {found}: {problem}")]
+    #[error("no signature of {signer} among {found}: it {problem}")]
     WrongSignature {
-        /// The key that did not sign.
-        index: usize,
+        /// Who did not sign: `keys[0]`, `identities[0]`.
+        signer: String,
         /// Signatures that were found.
         found: usize,
         /// What is wrong with the first.
@@ -69,7 +100,9 @@ impl SignatureError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::NobodyTrusted => "NobodyTrusted",
             Self::InvalidKey { .. } => "InvalidKey",
+            Self::NoTrustRoot => "NoTrustRoot",
             Self::NotSigned => "NotSigned",
             Self::WrongSignature { .. } => "WrongSignature",
         }
@@ -81,25 +114,33 @@ impl SignatureError {
         match self {
             // Images are pushed first and signed afterwards.
             Self::NotSigned | Self::WrongSignature { .. } => true,
-            Self::InvalidKey { .. } => false,
+            Self::NobodyTrusted | Self::InvalidKey { .. } | Self::NoTrustRoot => false,
         }
     }
 }
 
-/// The keys that are trusted.
-pub(super) fn keys(wanted: &Verify) -> Result<Vec<Key>, SignatureError> {
-    if wanted.keys.is_empty() {
-        return Err(SignatureError::InvalidKey { index: 0, problem: "is missing: nobody is trusted".into() });
-    }
-    let key = |(index, pem): (usize, &String)| {
-        Key::of_pem(pem).map_err(|problem| SignatureError::InvalidKey { index, problem })
-    };
-    wanted.keys.iter().enumerate().map(key).collect()
+/// Those who are trusted, with the fields that name them.
+pub(super) fn signers<'root>(
+    wanted: &Verify,
+    root: Option<&'root TrustRoot>,
+) -> Result<Vec<(String, Signer<'root>)>, SignatureError> {
+    let Verify { keys, identities, require: _ } = wanted;
+    let keys = keys.iter().enumerate().map(|(index, pem)| {
+        let key = Key::of_pem(pem).map_err(|problem| SignatureError::InvalidKey { index, problem })?;
+        Ok((format!("keys[{index}]"), Signer::Key(key)))
+    });
+    let identities = identities.iter().enumerate().map(|(index, identity)| {
+        let root = root.ok_or(SignatureError::NoTrustRoot)?;
+        Ok((format!("identities[{index}]"), Signer::Identity(identity.clone(), root)))
+    });
+    let signers = keys.chain(identities).collect::<Result<Vec<_>, _>>()?;
+    // Nobody is not everybody.
+    if signers.is_empty() { Err(SignatureError::NobodyTrusted) } else { Ok(signers) }
 }
 
-/// Whether as many `keys` as required have signed `manifest`, whose digest is `digest`.
+/// Whether as many `signers` as required have signed `manifest`, whose digest is `digest`.
 pub(super) fn check(
-    keys: &[Key],
+    signers: &[(String, Signer<'_>)],
     require: Require,
     manifest: &[u8],
     digest: &Digest,
@@ -108,39 +149,54 @@ pub(super) fn check(
     if found.is_empty() {
         return Err(SignatureError::NotSigned);
     }
-    let mut signed = keys.iter().enumerate().map(|(index, key)| {
+    let mut signed = signers.iter().map(|(name, signer)| {
         let mut problems = Vec::new();
         for signature in found {
-            match by(key, signature, manifest, digest) {
+            match by(signer, signature, manifest, digest) {
                 Ok(()) => return Ok(()),
                 Err(problem) => problems.push(problem),
             }
         }
         let problem = problems.into_iter().next().unwrap_or_default();
-        Err(SignatureError::WrongSignature { index, found: found.len(), problem })
+        Err(SignatureError::WrongSignature { signer: name.clone(), found: found.len(), problem })
     });
     match require {
         Require::All => signed.collect(),
         Require::Any => {
-            let first = signed.next().unwrap_or(Err(SignatureError::NotSigned));
+            let first = signed.next().unwrap_or(Err(SignatureError::NobodyTrusted));
             first.or_else(|error| if signed.any(|other| other.is_ok()) { Ok(()) } else { Err(error) })
         }
     }
 }
 
-fn by(key: &Key, signature: &Signature, manifest: &[u8], digest: &Digest) -> Result<(), String> {
+fn by(signer: &Signer<'_>, signature: &Signature, manifest: &[u8], digest: &Digest) -> Result<(), String> {
+    // Who signed comes first: nothing of what a stranger wrote is believed.
     match signature {
-        Signature::Simple { payload, signature } => simple::check(key, payload, signature, digest),
-        Signature::Bundle(json) => bundle::check(key, json, manifest, digest),
+        Signature::Simple(simple) => {
+            signer.made(&simple.claim()?)?;
+            simple.names(digest)
+        }
+        Signature::Bundle(json) => {
+            let bundle = Bundle::read(json)?;
+            signer.made(&bundle.claim(manifest)?)?;
+            bundle.names(digest)
+        }
     }
+}
+
+fn decoded(base64: &str) -> Result<Vec<u8>, String> {
+    BASE64_STANDARD.decode(base64).map_err(|error| format!("is no base64: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    use rcgen::{KeyPair, SigningKey as _};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+        PublicKeyData as _, SanType, SigningKey as _, date_time_ymd,
+    };
     use serde_json::{Value, json};
+    use sha2::{Digest as _, Sha256};
     use std::slice::from_ref;
 
     const MANIFEST: &[u8] = b"{}";
@@ -156,25 +212,12 @@ mod tests {
             Self::of(&rcgen::PKCS_ECDSA_P256_SHA256)
         }
 
-        fn key(&self) -> Key {
-            Key::of_pem(&self.0.public_key_pem()).expect("a key")
-        }
-
         fn sign(&self, bytes: &[u8]) -> String {
             BASE64_STANDARD.encode(self.0.sign(bytes).expect("a signature"))
         }
 
         fn simple(&self, digest: &Digest) -> Signature {
-            let payload = json!({
-                "critical": {
-                    "identity": {"docker-reference": "r.example/gate"},
-                    "image": {"docker-manifest-digest": digest.as_str()},
-                    "type": "cosign container image signature",
-                },
-                "optional": null,
-            });
-            let payload = Bytes::from(payload.to_string());
-            Signature::Simple { signature: self.sign(&payload), payload }
+            Signature::Simple(Simple::signed(digest, |payload| self.0.sign(payload).expect("a signature")))
         }
 
         fn statement(&self, digest: &Digest, change: impl FnOnce(&mut Value)) -> Signature {
@@ -206,8 +249,10 @@ mod tests {
     }
 
     fn judge(keys: &[&Signer], require: Require, found: &[Signature]) -> Result<(), &'static str> {
-        let keys: Vec<_> = keys.iter().map(|signer| signer.key()).collect();
-        check(&keys, require, MANIFEST, &Digest::of(MANIFEST), found).map_err(|error| error.code())
+        let keys = keys.iter().map(|signer| signer.0.public_key_pem()).collect();
+        let wanted = Verify { keys, require, ..Verify::default() };
+        let signers = signers(&wanted, None).expect("keys");
+        check(&signers, require, MANIFEST, &Digest::of(MANIFEST), found).map_err(|error| error.code())
     }
 
     #[test]
@@ -238,9 +283,9 @@ mod tests {
         ] {
             assert_eq!(judge(&[&signer], Require::Any, from_ref(&signature)), Err("WrongSignature"), "{signature:?}");
         }
-        let Signature::Simple { payload, .. } = signer.simple(&this) else { panic!("simple") };
         for signature in ["", "AAAA", "no base64!"] {
-            let forged = Signature::Simple { payload: payload.clone(), signature: signature.into() };
+            let Signature::Simple(simple) = signer.simple(&this) else { panic!("simple") };
+            let forged = Signature::Simple(simple.forged(signature));
             assert_eq!(judge(&[&signer], Require::Any, &[forged]), Err("WrongSignature"), "{signature}");
         }
     }
@@ -261,12 +306,209 @@ mod tests {
         let pem = Signer::new().0.public_key_pem();
         let certificate = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate").cert.pem();
         for bad in ["", "key", &certificate, &pem[..40]] {
-            let wanted = Verify { keys: vec![pem.clone(), bad.to_owned()], require: Require::Any };
-            match keys(&wanted) {
+            let wanted = Verify { keys: vec![pem.clone(), bad.to_owned()], ..Verify::default() };
+            match signers(&wanted, None) {
                 Err(SignatureError::InvalidKey { index: 1, .. }) => {}
                 other => panic!("{bad}: {other:?}"),
             }
         }
-        assert!(keys(&Verify::default()).is_err(), "nobody is not everybody");
+        assert!(matches!(signers(&Verify::default(), None), Err(SignatureError::NobodyTrusted)));
+    }
+
+    /// An authority, a log, and what is signed with a certificate of the one and a promise of the other.
+    struct Sigstore {
+        authority: CertifiedIssuer<'static, KeyPair>,
+        log: KeyPair,
+        log_id: Vec<u8>,
+    }
+
+    const ISSUER: &str = "https://issuer.example";
+    const SUBJECT: &str = "https://git.example/team/gate/release.yml@refs/tags/v1";
+    /// When everything happens: on 2027-01-15.
+    const NOW: i64 = 1_800_000_000;
+
+    impl Sigstore {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2036, 1, 1));
+            let key = KeyPair::generate().expect("a key");
+            let authority = CertifiedIssuer::self_signed(params, key).expect("an authority");
+            let log = KeyPair::generate().expect("a key");
+            let log_id = Sha256::digest(log.subject_public_key_info()).to_vec();
+            Self { authority, log, log_id }
+        }
+
+        fn root(&self) -> TrustRoot {
+            let valid = json!({"start": "2026-01-01T00:00:00Z"});
+            let text = json!({
+                "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+                "certificateAuthorities": [{
+                    "uri": "https://fulcio.example",
+                    "certChain": {"certificates": [{"rawBytes": BASE64_STANDARD.encode(self.authority.der())}]},
+                    "validFor": valid,
+                }],
+                "tlogs": [{
+                    "baseUrl": "https://rekor.example", "hashAlgorithm": "SHA2_256",
+                    "publicKey": {
+                        "rawBytes": BASE64_STANDARD.encode(self.log.subject_public_key_info()),
+                        "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": valid,
+                    },
+                    "logId": {"keyId": BASE64_STANDARD.encode(&self.log_id)},
+                }],
+            });
+            TrustRoot::parse(&text.to_string()).expect("a trust root")
+        }
+
+        /// A certificate that is valid on the one day that `NOW` is in.
+        fn certificate(&self, signer: &Signer, usage: ExtendedKeyUsagePurpose) -> rcgen::Certificate {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![SanType::URI(SUBJECT.try_into().expect("ASCII"))];
+            params.extended_key_usages = vec![usage];
+            (params.not_before, params.not_after) = (date_time_ymd(2027, 1, 15), date_time_ymd(2027, 1, 16));
+            let mut issuer = vec![0x0c, u8::try_from(ISSUER.len()).expect("short")];
+            issuer.extend_from_slice(ISSUER.as_bytes());
+            let issuer = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 57264, 1, 8], issuer);
+            params.custom_extensions = vec![issuer];
+            params.signed_by(&signer.0, &self.authority).expect("a certificate")
+        }
+
+        fn id(&self) -> String {
+            self.log_id.iter().map(|byte| format!("{byte:02x}")).collect()
+        }
+
+        /// The body of a log entry, and the log's promise.
+        fn entry(&self, body: &Value, time: i64) -> (String, String) {
+            let (body, id) = (BASE64_STANDARD.encode(body.to_string()), self.id());
+            let promised = format!(r#"{{"body":"{body}","integratedTime":{time},"logID":"{id}","logIndex":7}}"#);
+            (body, BASE64_STANDARD.encode(self.log.sign(promised.as_bytes()).expect("a signature")))
+        }
+
+        /// As cosign 3 without a key.
+        fn bundle(
+            &self,
+            certificate: &rcgen::Certificate,
+            signer: &Signer,
+            time: i64,
+            change: impl FnOnce(&mut Value),
+        ) -> Signature {
+            let Signature::Bundle(json) = signer.statement(&Digest::of(MANIFEST), |_| {}) else { panic!("a bundle") };
+            let mut bundle: Value = serde_json::from_slice(&json).expect("JSON");
+            let envelope = &bundle["dsseEnvelope"];
+            let payload = decoded(envelope["payload"].as_str().expect("text")).expect("base64");
+            let verifier = BASE64_STANDARD.encode(certificate.pem());
+            let body = json!({"apiVersion": "0.0.1", "kind": "dsse", "spec": {
+                "payloadHash": {"algorithm": "sha256", "value": &Digest::of(&payload).as_str()["sha256:".len()..]},
+                "signatures": [{"signature": envelope["signatures"][0]["sig"], "verifier": verifier}],
+            }});
+            let (body, promise) = self.entry(&body, time);
+            bundle["verificationMaterial"] = json!({
+                "certificate": {"rawBytes": BASE64_STANDARD.encode(certificate.der())},
+                "tlogEntries": [{
+                    "logIndex": "7", "logId": {"keyId": BASE64_STANDARD.encode(&self.log_id)},
+                    "integratedTime": time.to_string(), "canonicalizedBody": body,
+                    "inclusionPromise": {"signedEntryTimestamp": promise},
+                }],
+            });
+            change(&mut bundle);
+            Signature::Bundle(bundle.to_string().into())
+        }
+
+        /// As cosign 2 without a key.
+        fn simple(&self, certificate: &rcgen::Certificate, signer: &Signer) -> Signature {
+            let Signature::Simple(simple) = signer.simple(&Digest::of(MANIFEST)) else { panic!("simple") };
+            let claim = simple.claim().expect("a claim");
+            let hash = Digest::of(&claim.logged);
+            let body = json!({"apiVersion": "0.0.1", "kind": "hashedrekord", "spec": {
+                "data": {"hash": {"algorithm": "sha256", "value": &hash.as_str()["sha256:".len()..]}},
+                "signature": {
+                    "content": BASE64_STANDARD.encode(&claim.signatures[0]),
+                    "publicKey": {"content": BASE64_STANDARD.encode(certificate.pem())},
+                },
+            }});
+            let (body, promise) = self.entry(&body, NOW);
+            let log = json!({"SignedEntryTimestamp": promise, "Payload": {
+                "body": body, "integratedTime": NOW, "logIndex": 7, "logID": self.id(),
+            }});
+            Signature::Simple(simple.logged(certificate.pem(), log.to_string()))
+        }
+    }
+
+    fn identity(issuer: &str, subject: &str) -> Verify {
+        let identity = Identity { issuer: issuer.into(), subject: subject.into() };
+        Verify { identities: vec![identity], ..Verify::default() }
+    }
+
+    fn recognise(wanted: &Verify, root: &TrustRoot, signature: &Signature) -> Result<(), String> {
+        let signers = signers(wanted, Some(root)).expect("identities");
+        let found = from_ref(signature);
+        check(&signers, Require::Any, MANIFEST, &Digest::of(MANIFEST), found).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_identity_counts_in_either_form() {
+        let (sigstore, signer) = (Sigstore::new(), Signer::new());
+        let certificate = sigstore.certificate(&signer, ExtendedKeyUsagePurpose::CodeSigning);
+        let (wanted, root) = (identity(ISSUER, SUBJECT), sigstore.root());
+        assert_eq!(recognise(&wanted, &root, &sigstore.simple(&certificate, &signer)), Ok(()));
+        assert_eq!(recognise(&wanted, &root, &sigstore.bundle(&certificate, &signer, NOW, |_| {})), Ok(()));
+        assert!(matches!(signers(&wanted, None), Err(SignatureError::NoTrustRoot)));
+    }
+
+    #[test]
+    fn an_identity_that_is_not_proven_does_not_count() {
+        let (sigstore, other, signer) = (Sigstore::new(), Sigstore::new(), Signer::new());
+        let certificate = sigstore.certificate(&signer, ExtendedKeyUsagePurpose::CodeSigning);
+        let (wanted, root) = (identity(ISSUER, SUBJECT), sigstore.root());
+        let good = sigstore.bundle(&certificate, &signer, NOW, |_| {});
+        let says = |wanted: &Verify, root: &TrustRoot, signature: &Signature, why: &str| {
+            let problem = recognise(wanted, root, signature).expect_err(why);
+            assert!(problem.contains(why), "{problem}");
+        };
+        says(&identity("https://other.example", SUBJECT), &root, &good, "an identity of \"https://issuer.example\"");
+        says(&identity(ISSUER, "https://git.example/team/gate"), &root, &good, SUBJECT);
+        says(&wanted, &other.root(), &good, "not in --sigstore-trust-root");
+        says(&wanted, &root, &signer.message(MANIFEST), "with a key");
+
+        let forged = other.certificate(&signer, ExtendedKeyUsagePurpose::CodeSigning);
+        says(&wanted, &root, &sigstore.bundle(&forged, &signer, NOW, |_| {}), "not valid");
+        let server = sigstore.certificate(&signer, ExtendedKeyUsagePurpose::ServerAuth);
+        says(&wanted, &root, &sigstore.bundle(&server, &signer, NOW, |_| {}), "not valid");
+        // The key was lost after its certificate had ended.
+        says(&wanted, &root, &sigstore.bundle(&certificate, &signer, NOW + 2 * 86_400, |_| {}), "not valid");
+        says(&wanted, &root, &sigstore.bundle(&certificate, &Signer::new(), NOW, |_| {}), "key of its certificate");
+
+        let changed = |change: &dyn Fn(&mut Value)| {
+            sigstore.bundle(&certificate, &signer, NOW, |bundle| {
+                change(&mut bundle["verificationMaterial"]["tlogEntries"][0]);
+            })
+        };
+        says(&wanted, &root, &changed(&|entry| entry["integratedTime"] = json!((NOW + 1).to_string())), "did not sign");
+        says(&wanted, &root, &changed(&|entry| entry["logIndex"] = json!("8")), "did not sign");
+        says(&wanted, &root, &changed(&|entry| entry["inclusionPromise"] = Value::Null), "Rekor 2");
+        // The log saw another signature of the same.
+        let Signature::Bundle(elsewhere) = sigstore.bundle(&certificate, &signer, NOW, |_| {}) else {
+            panic!("a bundle")
+        };
+        let elsewhere: Value = serde_json::from_slice(&elsewhere).expect("JSON");
+        let seen = &elsewhere["verificationMaterial"]["tlogEntries"][0];
+        says(&wanted, &root, &changed(&|entry| *entry = seen.clone()), "another signature");
+        let none = sigstore.bundle(&certificate, &signer, NOW, |bundle| {
+            bundle["verificationMaterial"]["tlogEntries"] = json!([]);
+        });
+        says(&wanted, &root, &none, "no entry");
+    }
+
+    #[test]
+    fn a_trust_root_that_cannot_be_read_is_named_by_its_field() {
+        let says = |text: &Value| TrustRoot::parse(&text.to_string()).expect_err("refused");
+        assert!(says(&json!({"tlogs": []})).contains("certificateAuthorities"));
+        let valid = json!({"start": "2026-01-01T00:00:00Z"});
+        let authority = json!({"certChain": {"certificates": []}, "validFor": valid});
+        let said = says(&json!({"tlogs": [], "certificateAuthorities": [authority]}));
+        assert!(said.contains("certificateAuthorities[0].certChain is empty"), "{said}");
+        let log = json!({"publicKey": {"rawBytes": "AAAA", "validFor": valid}, "logId": {"keyId": ""}});
+        let said = says(&json!({"tlogs": [log], "certificateAuthorities": []}));
+        assert!(said.contains("tlogs[0]"), "{said}");
     }
 }
