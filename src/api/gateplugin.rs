@@ -204,16 +204,34 @@ pub struct Trust {
     pub revoked: bool,
 }
 
-/// Whose signatures count, as `cosign sign --key` makes them.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+/// Whose signatures count, as cosign makes them.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.keys) || has(self.identities)").message("name a key or an identity"))]
 pub struct Verify {
-    /// Public keys in PEM: ECDSA P-256 and P-384, Ed25519, RSA.
+    /// Public keys in PEM: ECDSA P-256 and P-384, Ed25519, RSA. `cosign sign --key` signs so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 8192)))]
     pub keys: Vec<String>,
+    /// Identities, verified against the operator's --sigstore-trust-root. `cosign sign` signs so without a key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    pub identities: Vec<Identity>,
     /// How many of them must have signed.
     #[serde(default)]
     pub require: Require,
+}
+
+/// Somebody whom an issuer of tokens knows.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The issuer, in full: `https://token.actions.githubusercontent.com`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub issuer: String,
+    /// The subject, in full: an e-mail address or a URI.
+    #[schemars(length(min = 1, max = 1024))]
+    pub subject: String,
 }
 
 /// How many of several must have signed.

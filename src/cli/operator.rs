@@ -1,6 +1,10 @@
 //! `sluice operator`: puts the parts together, starts them, and ends them in good order.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
@@ -22,7 +26,7 @@ use crate::{
     cluster::{Scope, foreign::Foreign},
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
-    gateplugin::{self, Cache, Ceiling, Fetcher, Installed, Library, Sources},
+    gateplugin::{self, Allowed, Cache, Ceiling, Fetcher, Installed, Library, Sources, TrustRoot},
     model::{
         duration,
         grants::{Ceilings, HostPattern},
@@ -108,7 +112,7 @@ pub(super) struct Flags {
     /// YAML file with the registries and web servers that plugins may come from; default: none
     ///
     /// registries: a list of {prefix, mirror, tokenHosts, blobHosts, caBundle, proxy}; http: {hosts, caBundle, proxy}.
-    #[arg(long, env = "SLUICE_PLUGIN_SOURCES", value_name = "FILE", help_heading = "Plugins", verbatim_doc_comment)]
+    #[arg(long, env = "SLUICE_PLUGIN_SOURCES", value_name = "FILE", help_heading = "Plugins")]
     plugin_sources: Option<PathBuf>,
 
     /// Folder with components that ClusterGatePlugins may name as files; default: none
@@ -139,6 +143,11 @@ pub(super) struct Flags {
         help_heading = "Telemetry"
     )]
     health_probe_bind_address: BindAddress,
+
+    /// Sigstore's trusted_root.json, against which spec.verify.identities of plugins are verified; default: they are
+    /// refused
+    #[arg(long, env = "SLUICE_SIGSTORE_TRUST_ROOT", value_name = "FILE", help_heading = "Plugins")]
+    sigstore_trust_root: Option<PathBuf>,
 
     #[command(flatten)]
     log: Log,
@@ -353,17 +362,10 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
 
 /// What plugins may come from. A file or folder that cannot be used is better said now than with the first plugin.
 fn fetcher(flags: &Flags, client: Client) -> Result<Fetcher, Failure> {
-    let sources = match &flags.plugin_sources {
-        None => Sources::default(),
-        Some(file) => {
-            let failed = |error: anyhow::Error| {
-                Failure::new(format!("--plugin-sources {} cannot be used", file.display()), error)
-                    .next("see the section on plugins in README.md for what it looks like")
-            };
-            let text = std::fs::read_to_string(file).map_err(|error| failed(error.into()))?;
-            Sources::parse(&text).map_err(|error| failed(error.into()))?
-        }
-    };
+    let sources = configured("--plugin-sources", flags.plugin_sources.as_deref(), |text| Ok(Sources::parse(text)?))?;
+    let trust_root = configured("--sigstore-trust-root", flags.sigstore_trust_root.as_deref(), |text| {
+        TrustRoot::parse(text).map_err(anyhow::Error::msg)
+    })?;
     let cache = flags.plugin_cache.as_deref().map(|folder| {
         Cache::at(folder).map_err(|error| {
             Failure::new(format!("--plugin-cache {} cannot be used", folder.display()), error)
@@ -375,7 +377,28 @@ fn fetcher(flags: &Flags, client: Client) -> Result<Fetcher, Failure> {
         return Err(Failure::new(format!("--plugin-folder {} cannot be used", folder.display()), cause)
             .next("mount a volume there, or leave the flag out"));
     }
-    Ok(Fetcher::new(Arc::new(client), sources, flags.plugin_folder.clone(), cache.transpose()?))
+    let allowed = Allowed {
+        sources: sources.unwrap_or_default(),
+        folder: flags.plugin_folder.clone(),
+        cache: cache.transpose()?,
+        trust_root,
+    };
+    Ok(Fetcher::new(Arc::new(client), allowed))
+}
+
+/// The file of a flag, if it is given.
+fn configured<T>(
+    flag: &str,
+    file: Option<&Path>,
+    parse: impl FnOnce(&str) -> anyhow::Result<T>,
+) -> Result<Option<T>, Failure> {
+    let Some(file) = file else { return Ok(None) };
+    let read = std::fs::read_to_string(file).map_err(anyhow::Error::from).and_then(|text| parse(&text));
+    let configured = read.map_err(|error| {
+        Failure::new(format!("{flag} {} cannot be used", file.display()), error)
+            .next("see \"Where gates come from\" in README.md for what it looks like")
+    });
+    configured.map(Some)
 }
 
 async fn connect(flags: &Flags) -> Result<Client, Failure> {

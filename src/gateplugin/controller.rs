@@ -142,7 +142,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(60);
 const PLACES: usize = 2;
 
 /// Passes at the same time: more than there will be registries that hang.
-const CONCURRENCY: u16 = 32;
+const CONCURRENCY: u16 = 16;
 
 fn users_of<K: PluginObject>(
     plugins: &Store<K>,

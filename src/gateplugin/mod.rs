@@ -5,7 +5,7 @@
 //! object       what the two kinds have in common
 //! reconcile    the pass, on one screen
 //! source       what a spec refers to -> the bytes of a component that are what they should be, or why there are none
-//! verify       PURE   signatures and keys -> whether they are
+//! verify       PURE   signatures -> whether those who are trusted made them
 //! limits       PURE   what a plugin asks for -> what its trials may use up
 //! library      what the gate host holds, by digest; each component is loaded once and let go when nobody needs it
 //! installed    what this process can run: the only answer other controllers may trust
@@ -31,5 +31,7 @@ pub use installed::Installed;
 pub use library::Library;
 pub use limits::{Ceiling, LimitsError};
 pub use object::PluginObject;
-pub use source::{Admitted, Cache, Fetcher, Objects, Reason, Refusal, Request, SourceError, Sources, SourcesError};
-pub use verify::SignatureError;
+pub use source::{
+    Admitted, Allowed, Cache, Fetcher, Objects, Reason, Refusal, Request, SourceError, Sources, SourcesError,
+};
+pub use verify::{SignatureError, TrustRoot};

@@ -29,10 +29,11 @@ pub struct Cache(PathBuf);
 pub(super) struct Key(String);
 
 impl Key {
-    /// The question of a request whose image means `manifest`, or whose URL says itself what it means.
-    pub(super) fn of(request: &Request<'_>, manifest: Option<&Digest>) -> Self {
+    /// The question of a request whose image means `manifest`, or whose URL says itself what it means, where identities
+    /// are verified against `root`.
+    pub(super) fn of(request: &Request<'_>, manifest: Option<&Digest>, root: Option<&Digest>) -> Self {
         let Request { home, source, trust, resolved: _ } = request;
-        let question = json!([home, source, trust.verify, manifest.map(Digest::as_str)]);
+        let question = json!([home, source, trust.verify, manifest, root]);
         Self(Digest::of(question.to_string().as_bytes()).as_str().replace(':', "-"))
     }
 }
@@ -120,7 +121,7 @@ mod tests {
     fn key(home: &str, keys: &[&str]) -> Key {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         let trust = Trust { verify: Some(Verify { keys, ..Verify::default() }), ..Trust::default() };
-        Key::of(&Request { home, source: &source(), trust: &trust, resolved: None }, None)
+        Key::of(&Request { home, source: &source(), trust: &trust, resolved: None }, None, None)
     }
 
     #[test]

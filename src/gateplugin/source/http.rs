@@ -3,7 +3,7 @@
 use hyper::{StatusCode, Uri};
 
 use super::{
-    Admitted, Fetcher, LARGEST, Reason, Refusal, Request, SourceError, cache,
+    Admitted, Fetcher, LARGEST, Reason, Refusal, Request, SourceError,
     client::{self, Get},
 };
 use crate::{api::gateplugin::HttpSource, model::trial::Digest};
@@ -21,7 +21,7 @@ impl Fetcher {
                 format!("{host} is not listed; an operator allows it under http.hosts in the file of --plugin-sources");
             return Err(SourceError::new(Reason::NotListed, URL, message).into());
         };
-        let key = cache::Key::of(&request, None);
+        let key = self.key(&request, None);
         if let Some(admitted) = self.cached(&key).await {
             return Ok(admitted);
         }

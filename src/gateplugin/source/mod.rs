@@ -34,7 +34,7 @@ pub use cache::Cache;
 use client::GetError;
 pub use config::{Sources, SourcesError};
 
-use super::verify::SignatureError;
+use super::verify::{SignatureError, TrustRoot};
 use crate::{
     api::gateplugin::{ClusterSource, Trust},
     model::trial::Digest,
@@ -76,8 +76,22 @@ pub struct Fetcher {
     sources: Sources,
     folder: Option<PathBuf>,
     cache: Option<Cache>,
+    trust_root: Option<TrustRoot>,
     downloads: Arc<Semaphore>,
     local: Arc<Semaphore>,
+}
+
+/// What an operator allows, and has for it. Nothing, by default.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    /// Registries and web servers.
+    pub sources: Sources,
+    /// The folder of files.
+    pub folder: Option<PathBuf>,
+    /// Where what was sent is kept.
+    pub cache: Option<Cache>,
+    /// Against whom identities are verified.
+    pub trust_root: Option<TrustRoot>,
 }
 
 /// What is asked for.
@@ -246,11 +260,12 @@ impl SourceError {
 }
 
 impl Fetcher {
-    /// Gets what `sources` lists and what is in `folder`, and keeps what it was sent in `cache`.
+    /// Gets what is allowed, and what `objects` hold.
     #[must_use]
-    pub fn new(objects: Arc<dyn Objects>, sources: Sources, folder: Option<PathBuf>, cache: Option<Cache>) -> Self {
+    pub fn new(objects: Arc<dyn Objects>, allowed: Allowed) -> Self {
+        let Allowed { sources, folder, cache, trust_root } = allowed;
         let (downloads, local) = (Arc::new(Semaphore::new(DOWNLOADS)), Arc::new(Semaphore::new(LOCAL)));
-        Self { objects, sources, folder, cache, downloads, local }
+        Self { objects, sources, folder, cache, trust_root, downloads, local }
     }
 
     /// The component that is asked for, once it is known to be it.
@@ -281,6 +296,10 @@ impl Fetcher {
     async fn place_for(&self, bytes: usize) -> OwnedSemaphorePermit {
         let mebibytes = u32::try_from(bytes.div_ceil(1 << 20).clamp(1, DOWNLOADS)).unwrap_or(1);
         place(&self.downloads, mebibytes).await
+    }
+
+    fn key(&self, request: &Request<'_>, manifest: Option<&Digest>) -> cache::Key {
+        cache::Key::of(request, manifest, self.trust_root.as_ref().map(|root| &root.digest))
     }
 
     /// The component that was accepted before for the same question.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use super::{
-    Admitted, Fetcher, LARGEST, Reason, Refusal, Request, SourceError, cache,
+    Admitted, Fetcher, LARGEST, Reason, Refusal, Request, SourceError,
     client::{self, Answer, Get},
     config::Registry,
     credentials::{self, Challenge},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::gateplugin::{OciSource, Verify},
-    gateplugin::verify::{self, Signature, SignatureError},
+    gateplugin::verify::{self, Signature, Simple, TrustRoot},
     model::trial::Digest,
 };
 
@@ -39,9 +39,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application
 /// What registries accept themselves.
 const LARGEST_MANIFEST: usize = 4 << 20;
 /// A payload of cosign has some hundred bytes, a bundle with a certificate and its log some thousand.
-const LARGEST_SIGNATURE: usize = 1 << 20;
+const LARGEST_SIGNATURE: usize = 256 << 10;
 /// Signatures of one image that are looked at, of each kind.
-const SIGNATURES: usize = 32;
+const SIGNATURES: usize = 16;
 
 /// A manifest, or an index of manifests.
 #[derive(Deserialize)]
@@ -108,20 +108,20 @@ impl Fetcher {
         let layer = component(&manifest)?;
         // Before the component: bytes that nobody vouches for are not even fetched.
         if let Some(wanted) = &request.trust.verify {
-            signed(&mut repository, wanted, &manifest, &resolved).await?;
+            signed(&mut repository, wanted, self.trust_root.as_ref(), &manifest, &resolved).await?;
         }
         let place = self.place_for(usize::try_from(layer.size).unwrap_or(LARGEST)).await;
         let component = repository.blob(&layer, LARGEST).await?;
         let digest = Digest::of(&component);
         if let Some(cache) = &self.cache {
-            cache.put(&cache::Key::of(&request, Some(&resolved)), &digest, component.clone()).await;
+            cache.put(&self.key(&request, Some(&resolved)), &digest, component.clone()).await;
         }
         Ok(Admitted { component, digest, resolved: Some(resolved), _place: place })
     }
 
     /// What was accepted before for the same manifest.
     async fn accepted(&self, request: &Request<'_>, manifest: &Digest) -> Option<Admitted> {
-        let admitted = self.cached(&cache::Key::of(request, Some(manifest))).await?;
+        let admitted = self.cached(&self.key(request, Some(manifest))).await?;
         Some(Admitted { resolved: Some(manifest.clone()), ..admitted })
     }
 
@@ -140,16 +140,16 @@ impl Fetcher {
 async fn signed(
     repository: &mut Repository<'_>,
     wanted: &Verify,
+    root: Option<&TrustRoot>,
     manifest: &Bytes,
     digest: &Digest,
 ) -> Result<(), Refusal> {
     let refused = |error| Refusal::Signature { resolved: digest.clone(), error };
     // A key that cannot be read needs no question to anybody.
-    let keys = verify::keys(wanted).map_err(refused)?;
+    let signers = verify::signers(wanted, root).map_err(refused)?;
     let mut found = repository.simple_signatures(digest).await?;
     found.extend(repository.bundles(digest).await?);
-    let checked = verify::check(&keys, wanted.require, manifest, digest, &found);
-    checked.map_err(|error: SignatureError| refused(error))
+    verify::check(&signers, wanted.require, manifest, digest, &found).map_err(refused)
 }
 
 /// The only layer of a manifest that holds a component as it should.
@@ -250,9 +250,8 @@ impl Repository<'_> {
         let Some((manifest, _)) = self.manifest(&format!("{tag}.sig")).await? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for layer in layers(&manifest).into_iter().take(SIGNATURES) {
-            let Some(signature) = layer.annotations.get(verify::SIGNATURE_ANNOTATION) else { continue };
             let payload = self.blob(&layer, LARGEST_SIGNATURE).await?;
-            found.push(Signature::Simple { payload, signature: signature.clone() });
+            found.extend(Simple::of(payload, &layer.annotations).map(Signature::Simple));
         }
         Ok(found)
     }

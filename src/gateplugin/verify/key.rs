@@ -36,7 +36,15 @@ impl Key {
     pub(crate) fn of_pem(pem: &str) -> Result<Self, String> {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes())
             .map_err(|error| format!("is no PUBLIC KEY in PEM: {error}"))?;
-        let (_, info) = SubjectPublicKeyInfo::from_der(&der).map_err(|error| format!("is no public key: {error}"))?;
+        Self::of_der(&der)
+    }
+
+    /// The same as it is in a certificate.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn of_der(der: &[u8]) -> Result<Self, String> {
+        let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|error| format!("is no public key: {error}"))?;
         let algorithm = &info.algorithm.algorithm;
         let curve = || info.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
         let is = |oid: &Oid<'_>| algorithm == oid;

@@ -1,26 +1,41 @@
 //! PURE. Who signed a manifest.
 //!
-//! Keys, without a transparency log: what `cosign sign --key` makes, in the form of cosign 2 (a payload with its
-//! signature) and of cosign 3 (a Sigstore bundle). A signature counts only if it is of this very manifest.
+//! Keys, without a transparency log: what `cosign sign --key` makes. Identities, by a certificate and the promise of a
+//! log: what `cosign sign` makes without a key. Both in the form of cosign 2 (a payload with its signature) and of cosign 3
+//! (a Sigstore bundle). A signature counts only if it is of this very manifest.
+//!
+//! The `sigstore` crate is not used: as of 0.15 it brings another provider of cryptography for TLS, and of a bundle it does
+//! not verify the promise of the log, without which nobody knows when something was signed.
 //!
 //! ```text
-//! key      a public key in PEM
-//! simple   cosign 2: the payload names the manifest
-//! bundle   cosign 3: a statement that names the manifest, or a signature of the manifest itself
+//! claim      what somebody says to have signed, before any of it is believed
+//! simple     cosign 2: the payload names the manifest
+//! bundle     cosign 3: a statement that names the manifest, or a signature of the manifest itself
+//! key        a public key, and whether a signature was made with it
+//! identity   the authorities and logs that are trusted, and whether a signature was made by an identity
 //! ```
 
 mod bundle;
+mod claim;
+mod identity;
 mod key;
 mod simple;
+#[cfg(test)]
+mod tests;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
+use bundle::Bundle;
+use claim::Claim;
+use key::Key;
+
 pub(super) use bundle::MEDIA_TYPE as BUNDLE;
-pub(super) use key::Key;
-pub(super) use simple::ANNOTATION as SIGNATURE_ANNOTATION;
+pub use identity::TrustRoot;
+pub(super) use simple::Simple;
 
 use crate::{
-    api::gateplugin::{Require, Verify},
+    api::gateplugin::{Identity, Require, Verify},
     model::trial::Digest,
 };
 
@@ -28,19 +43,34 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) enum Signature {
     /// Of cosign 2.
-    Simple {
-        /// What is signed.
-        payload: Bytes,
-        /// base64.
-        signature: String,
-    },
+    Simple(Simple),
     /// Of cosign 3: the JSON of a bundle.
     Bundle(Bytes),
+}
+
+/// Somebody who is trusted.
+#[derive(Debug)]
+pub(super) enum Signer<'root> {
+    Key(Key),
+    Identity(Identity, &'root TrustRoot),
+}
+
+impl Signer<'_> {
+    fn made(&self, claim: &Claim) -> Result<(), String> {
+        match self {
+            Self::Key(key) if claim.signatures.iter().any(|signature| key.signed(&claim.signed, signature)) => Ok(()),
+            Self::Key(_) => Err("was not made with this key".into()),
+            Self::Identity(identity, root) => root.made_by(identity, claim),
+        }
+    }
 }
 
 /// Why nobody who is trusted has signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
+    /// Nobody is named.
+    #[error("names neither a key nor an identity")]
+    NobodyTrusted,
     /// A key that cannot be used.
     #[error("keys[{index}] {problem}")]
     InvalidKey {
@@ -49,14 +79,17 @@ pub enum SignatureError {
         /// What is wrong with it.
         problem: String,
     },
+    /// An identity can only be verified against authorities.
+    #[error("identities need authorities; an operator names them with --sigstore-trust-root, a trusted_root.json")]
+    NoTrustRoot,
     /// There are none.
-    #[error("there is no signature beside the image: cosign sign --key KEY IMAGE@DIGEST")]
+    #[error("there is no signature beside the image: cosign sign IMAGE@DIGEST")]
     NotSigned,
     /// There are, and none counts.
-    #[error("no signature of keys[{index}] among {found}: {problem}")]
+    #[error("no signature of {signer} among {found}: it {problem}")]
     WrongSignature {
-        /// The key that did not sign.
-        index: usize,
+        /// Who did not sign: `keys[0]`, `identities[0]`.
+        signer: String,
         /// Signatures that were found.
         found: usize,
         /// What is wrong with the first.
@@ -69,7 +102,9 @@ impl SignatureError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::NobodyTrusted => "NobodyTrusted",
             Self::InvalidKey { .. } => "InvalidKey",
+            Self::NoTrustRoot => "NoTrustRoot",
             Self::NotSigned => "NotSigned",
             Self::WrongSignature { .. } => "WrongSignature",
         }
@@ -81,25 +116,33 @@ impl SignatureError {
         match self {
             // Images are pushed first and signed afterwards.
             Self::NotSigned | Self::WrongSignature { .. } => true,
-            Self::InvalidKey { .. } => false,
+            Self::NobodyTrusted | Self::InvalidKey { .. } | Self::NoTrustRoot => false,
         }
     }
 }
 
-/// The keys that are trusted.
-pub(super) fn keys(wanted: &Verify) -> Result<Vec<Key>, SignatureError> {
-    if wanted.keys.is_empty() {
-        return Err(SignatureError::InvalidKey { index: 0, problem: "is missing: nobody is trusted".into() });
-    }
-    let key = |(index, pem): (usize, &String)| {
-        Key::of_pem(pem).map_err(|problem| SignatureError::InvalidKey { index, problem })
-    };
-    wanted.keys.iter().enumerate().map(key).collect()
+/// Those who are trusted, with the fields that name them.
+pub(super) fn signers<'root>(
+    wanted: &Verify,
+    root: Option<&'root TrustRoot>,
+) -> Result<Vec<(String, Signer<'root>)>, SignatureError> {
+    let Verify { keys, identities, require: _ } = wanted;
+    let keys = keys.iter().enumerate().map(|(index, pem)| {
+        let key = Key::of_pem(pem).map_err(|problem| SignatureError::InvalidKey { index, problem })?;
+        Ok((format!("keys[{index}]"), Signer::Key(key)))
+    });
+    let identities = identities.iter().enumerate().map(|(index, identity)| {
+        let root = root.ok_or(SignatureError::NoTrustRoot)?;
+        Ok((format!("identities[{index}]"), Signer::Identity(identity.clone(), root)))
+    });
+    let signers = keys.chain(identities).collect::<Result<Vec<_>, _>>()?;
+    // Nobody is not everybody.
+    if signers.is_empty() { Err(SignatureError::NobodyTrusted) } else { Ok(signers) }
 }
 
-/// Whether as many `keys` as required have signed `manifest`, whose digest is `digest`.
+/// Whether as many `signers` as required have signed `manifest`, whose digest is `digest`.
 pub(super) fn check(
-    keys: &[Key],
+    signers: &[(String, Signer<'_>)],
     require: Require,
     manifest: &[u8],
     digest: &Digest,
@@ -108,165 +151,41 @@ pub(super) fn check(
     if found.is_empty() {
         return Err(SignatureError::NotSigned);
     }
-    let mut signed = keys.iter().enumerate().map(|(index, key)| {
+    let mut signed = signers.iter().map(|(name, signer)| {
         let mut problems = Vec::new();
         for signature in found {
-            match by(key, signature, manifest, digest) {
+            match by(signer, signature, manifest, digest) {
                 Ok(()) => return Ok(()),
                 Err(problem) => problems.push(problem),
             }
         }
         let problem = problems.into_iter().next().unwrap_or_default();
-        Err(SignatureError::WrongSignature { index, found: found.len(), problem })
+        Err(SignatureError::WrongSignature { signer: name.clone(), found: found.len(), problem })
     });
     match require {
         Require::All => signed.collect(),
         Require::Any => {
-            let first = signed.next().unwrap_or(Err(SignatureError::NotSigned));
+            let first = signed.next().unwrap_or(Err(SignatureError::NobodyTrusted));
             first.or_else(|error| if signed.any(|other| other.is_ok()) { Ok(()) } else { Err(error) })
         }
     }
 }
 
-fn by(key: &Key, signature: &Signature, manifest: &[u8], digest: &Digest) -> Result<(), String> {
+fn by(signer: &Signer<'_>, signature: &Signature, manifest: &[u8], digest: &Digest) -> Result<(), String> {
+    // Who signed comes first: nothing of what a stranger wrote is believed.
     match signature {
-        Signature::Simple { payload, signature } => simple::check(key, payload, signature, digest),
-        Signature::Bundle(json) => bundle::check(key, json, manifest, digest),
+        Signature::Simple(simple) => {
+            signer.made(&simple.claim()?)?;
+            simple.names(digest)
+        }
+        Signature::Bundle(json) => {
+            let bundle = Bundle::read(json)?;
+            signer.made(&bundle.claim(manifest)?)?;
+            bundle.names(digest)
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    use rcgen::{KeyPair, SigningKey as _};
-    use serde_json::{Value, json};
-    use std::slice::from_ref;
-
-    const MANIFEST: &[u8] = b"{}";
-
-    struct Signer(KeyPair);
-
-    impl Signer {
-        fn of(algorithm: &'static rcgen::SignatureAlgorithm) -> Self {
-            Self(KeyPair::generate_for(algorithm).expect("a key"))
-        }
-
-        fn new() -> Self {
-            Self::of(&rcgen::PKCS_ECDSA_P256_SHA256)
-        }
-
-        fn key(&self) -> Key {
-            Key::of_pem(&self.0.public_key_pem()).expect("a key")
-        }
-
-        fn sign(&self, bytes: &[u8]) -> String {
-            BASE64_STANDARD.encode(self.0.sign(bytes).expect("a signature"))
-        }
-
-        fn simple(&self, digest: &Digest) -> Signature {
-            let payload = json!({
-                "critical": {
-                    "identity": {"docker-reference": "r.example/gate"},
-                    "image": {"docker-manifest-digest": digest.as_str()},
-                    "type": "cosign container image signature",
-                },
-                "optional": null,
-            });
-            let payload = Bytes::from(payload.to_string());
-            Signature::Simple { signature: self.sign(&payload), payload }
-        }
-
-        fn statement(&self, digest: &Digest, change: impl FnOnce(&mut Value)) -> Signature {
-            let mut statement = json!({
-                "_type": "https://in-toto.io/Statement/v1",
-                "subject": [{"digest": {"sha256": &digest.as_str()["sha256:".len()..]}}],
-                "predicateType": "https://sigstore.dev/cosign/sign/v1",
-                "predicate": {},
-            });
-            change(&mut statement);
-            let (kind, payload) = ("application/vnd.in-toto+json", statement.to_string());
-            let encoded = format!("DSSEv1 {} {kind} {} {payload}", kind.len(), payload.len());
-            let envelope = json!({
-                "payload": BASE64_STANDARD.encode(&payload), "payloadType": kind,
-                "signatures": [{"sig": self.sign(encoded.as_bytes())}],
-            });
-            bundle(json!({"dsseEnvelope": envelope}))
-        }
-
-        fn message(&self, manifest: &[u8]) -> Signature {
-            bundle(json!({"messageSignature": {"signature": self.sign(manifest)}}))
-        }
-    }
-
-    fn bundle(mut content: Value) -> Signature {
-        content["mediaType"] = json!("application/vnd.dev.sigstore.bundle.v0.3+json");
-        content["verificationMaterial"] = json!({"publicKey": {"hint": "x"}});
-        Signature::Bundle(content.to_string().into())
-    }
-
-    fn judge(keys: &[&Signer], require: Require, found: &[Signature]) -> Result<(), &'static str> {
-        let keys: Vec<_> = keys.iter().map(|signer| signer.key()).collect();
-        check(&keys, require, MANIFEST, &Digest::of(MANIFEST), found).map_err(|error| error.code())
-    }
-
-    #[test]
-    fn every_form_and_every_kind_of_key_counts() {
-        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
-            let signer = Signer::of(algorithm);
-            let digest = Digest::of(MANIFEST);
-            for signature in [signer.simple(&digest), signer.statement(&digest, |_| {}), signer.message(MANIFEST)] {
-                assert_eq!(judge(&[&signer], Require::Any, from_ref(&signature)), Ok(()), "{signature:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_signature_of_something_else_does_not_count() {
-        let signer = Signer::new();
-        let (this, other) = (Digest::of(MANIFEST), Digest::of(b"other"));
-        for signature in [
-            signer.simple(&other),
-            signer.statement(&other, |_| {}),
-            signer.message(b"other"),
-            // By the same key, and about this manifest, but nobody's word that it may be run.
-            signer.statement(&this, |statement| statement["predicateType"] = json!("https://spdx.dev/Document")),
-            signer.statement(&this, |statement| statement["_type"] = json!("text")),
-            signer.statement(&this, |statement| statement["subject"] = json!([])),
-            Signature::Bundle(Bytes::from_static(b"{}")),
-            Signature::Bundle(Bytes::from_static(b"no JSON")),
-        ] {
-            assert_eq!(judge(&[&signer], Require::Any, from_ref(&signature)), Err("WrongSignature"), "{signature:?}");
-        }
-        let Signature::Simple { payload, .. } = signer.simple(&this) else { panic!("simple") };
-        for signature in ["", "AAAA", "no base64!"] {
-            let forged = Signature::Simple { payload: payload.clone(), signature: signature.into() };
-            assert_eq!(judge(&[&signer], Require::Any, &[forged]), Err("WrongSignature"), "{signature}");
-        }
-    }
-
-    #[test]
-    fn one_key_is_enough_unless_all_are_required() {
-        let (a, b, digest) = (Signer::new(), Signer::new(), Digest::of(MANIFEST));
-        let of_b = [b.simple(&digest)];
-        assert_eq!(judge(&[&a, &b], Require::Any, &of_b), Ok(()));
-        assert_eq!(judge(&[&a, &b], Require::All, &of_b), Err("WrongSignature"));
-        assert_eq!(judge(&[&a], Require::Any, &of_b), Err("WrongSignature"));
-        assert_eq!(judge(&[&a, &b], Require::All, &[b.simple(&digest), a.message(MANIFEST)]), Ok(()));
-        assert_eq!(judge(&[&a], Require::Any, &[]), Err("NotSigned"));
-    }
-
-    #[test]
-    fn a_key_that_cannot_be_used_is_named() {
-        let pem = Signer::new().0.public_key_pem();
-        let certificate = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate").cert.pem();
-        for bad in ["", "key", &certificate, &pem[..40]] {
-            let wanted = Verify { keys: vec![pem.clone(), bad.to_owned()], require: Require::Any };
-            match keys(&wanted) {
-                Err(SignatureError::InvalidKey { index: 1, .. }) => {}
-                other => panic!("{bad}: {other:?}"),
-            }
-        }
-        assert!(keys(&Verify::default()).is_err(), "nobody is not everybody");
-    }
+fn decoded(base64: &str) -> Result<Vec<u8>, String> {
+    BASE64_STANDARD.decode(base64).map_err(|error| format!("is no base64: {error}"))
 }

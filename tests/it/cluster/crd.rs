@@ -943,6 +943,7 @@ fn a_plugin_has_one_source_and_a_signature_needs_an_image() -> Result<()> {
                     "spec.verify.keys",
                     "should have at least 1 items",
                 ),
+                refused("nobody", json!({ "source": oci, "verify": {} }), "spec.verify", "name a key or an identity"),
                 refused(
                     "a digest of nothing",
                     json!({ "source": map, "digest": "sha256:0" }),

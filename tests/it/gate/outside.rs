@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
 use sluice::{
-    gate::{Capacity, LocalGateHost, Reach, Resolve},
+    gate::{Capacity, Compiler, LocalGateHost, Reach, Resolve},
     model::trial::{Blame, Credential, Egress, Identity, Method, Report, Scheme, Trial},
 };
 use tokio::{
@@ -45,7 +45,7 @@ fn host(resolver: Arc<dyn Resolve>, roots: RootCertStore) -> LocalGateHost {
     let mut reach = Reach::trusting(roots);
     reach.resolver = resolver;
     let capacity = Capacity { trials: 2.try_into().unwrap(), threads: 1.try_into().unwrap() };
-    LocalGateHost::reaching(reach, capacity).unwrap()
+    LocalGateHost::reaching(reach, capacity, Compiler::InProcess).unwrap()
 }
 
 /// Sends back what it was sent, in a header and in the body.

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use sluice::{
-    gate::{Capacity, GateHost as _, LocalGateHost, Reach},
+    gate::{Capacity, Compiler, GateHost as _, LocalGateHost, Reach},
     model::trial::{Outcome, Query, Range, Report},
 };
 use sluice_harness::prometheus::{Prometheus, samples};
@@ -66,7 +66,7 @@ async fn ask_at(url: Option<&str>, query: Query, parameter: Option<(&str, &str)>
     let mut reach = Reach::default();
     reach.prometheus = url.map(|url| url.parse().unwrap());
     let capacity = Capacity { trials: 1.try_into().unwrap(), threads: 1.try_into().unwrap() };
-    let host = LocalGateHost::reaching(reach, capacity).unwrap();
+    let host = LocalGateHost::reaching(reach, capacity, Compiler::InProcess).unwrap();
     let (key, value) = parameter.unwrap_or_default();
     let loaded = host.load(gate(usize::from(parameter.is_some()), key, value)).await.unwrap();
     let mut trial = trial(&loaded.digest);

@@ -16,12 +16,12 @@ use sluice::{
     model::trial::Digest,
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpListener,
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional},
+    net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Cluster, admit, assert_refused, fetcher_of, manifest, pull};
+use super::{admit, assert_refused, fetcher_for, fetcher_of, manifest, pull};
 
 /// Bytes that no answer may have, 10 GiB.
 const TOO_MANY: u64 = 10 << 30;
@@ -287,12 +287,58 @@ async fn a_component_is_not_read_beyond_what_its_manifest_says() {
     assert_eq!(server.asked.lock().unwrap().len(), 1, "the component is not asked for");
 }
 
+/// A proxy that connects to whatever it is asked for, and the lines in which it was.
+async fn proxy(answer: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, asked) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<String>>>::default());
+    let log = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut request = String::new();
+                while !request.ends_with("\r\n\r\n") {
+                    stream.read_line(&mut request).await.unwrap();
+                }
+                let line = request.lines().next().unwrap_or_default().to_owned();
+                let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                log.lock().unwrap().push(line);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                if let Ok(mut target) = TcpStream::connect(target).await {
+                    // Ends when either side does.
+                    let _ = copy_bidirectional(&mut stream, &mut target).await;
+                }
+            });
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_proxy_is_asked_for_a_tunnel() {
+    let server = Server::start(|path| match path {
+        path if path.contains("/manifests/") => ok("", manifest(b"component").to_string()),
+        _ => ok("", *b"component"),
+    })
+    .await;
+    let (address, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n").await;
+    let fetcher = server.fetcher(&json!({"proxy": format!("http://{address}")}));
+    assert_eq!(pull(&fetcher, server.image()).await.unwrap().component.as_ref(), b"component");
+    let line = format!("CONNECT {} HTTP/1.1", server.host());
+    assert_eq!(*asked.lock().unwrap(), [line.clone(), line]);
+
+    let (address, _) = proxy("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    let fetcher = server.fetcher(&json!({"proxy": format!("http://{address}")}));
+    assert_refused(pull(&fetcher, server.image()).await, "Unavailable", &["proxy", "403"]);
+}
+
 #[tokio::test]
 async fn a_url_is_fetched_from_a_listed_host_and_is_what_its_sha256_says() {
     let server = Server::start(|_| ok("", *b"component")).await;
     let sources = json!({"http": {"hosts": [server.host()], "caBundle": server.authority}});
     let sources = Sources::parse(&sources.to_string()).unwrap();
-    let fetcher = Fetcher::new(Arc::new(Cluster(String::new())), sources, None, None);
+    let fetcher = fetcher_for("", sources);
     let source = |host: &str, bytes: &[u8]| {
         let sha256 = Digest::of(bytes).as_str().trim_start_matches("sha256:").to_owned();
         ClusterSource::Http(HttpSource { url: format!("https://{host}/gate.wasm"), sha256 })
@@ -310,8 +356,7 @@ async fn a_url_is_fetched_from_a_listed_host_and_is_what_its_sha256_says() {
     let location = format!("Location: https://{}/\r\n", forbidden.address);
     let server = Server::start(move |_| head("302 Found", &location)).await;
     let sources = json!({"http": {"hosts": [server.host()], "caBundle": server.authority}});
-    let fetcher =
-        Fetcher::new(Arc::new(Cluster(String::new())), Sources::parse(&sources.to_string()).unwrap(), None, None);
+    let fetcher = fetcher_for("", Sources::parse(&sources.to_string()).unwrap());
     assert_refused(admit(&fetcher, &source(&server.host(), b"x"), &trust).await, "NotListed", &[]);
     forbidden.assert_unseen();
 }

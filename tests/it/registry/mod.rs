@@ -14,7 +14,7 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 use sluice::{
     api::gateplugin::{ClusterSource, OciSource, SecretRef, Trust},
-    gateplugin::{Admitted, Cache, Fetcher, Objects, Refusal, Request, Sources},
+    gateplugin::{Admitted, Allowed, Cache, Fetcher, Objects, Refusal, Request, Sources},
     model::trial::Digest,
 };
 use sluice_harness::registry::{PASSWORD, Registry, USER, digest};
@@ -58,7 +58,13 @@ fn listed(host: &str, authority: &str, more: &Value) -> Sources {
 
 fn fetcher_of(host: &str, authority: &str, more: &Value, cache: Option<&Path>) -> Fetcher {
     let cache = cache.map(|folder| Cache::at(folder).unwrap());
-    Fetcher::new(Arc::new(Cluster(host.to_owned())), listed(host, authority, more), None, cache)
+    let allowed = Allowed { sources: listed(host, authority, more), cache, ..Allowed::default() };
+    Fetcher::new(Arc::new(Cluster(host.to_owned())), allowed)
+}
+
+/// With the pull Secret of `host`.
+fn fetcher_for(host: &str, sources: Sources) -> Fetcher {
+    Fetcher::new(Arc::new(Cluster(host.to_owned())), Allowed { sources, ..Allowed::default() })
 }
 
 fn fetcher(registry: &Registry, cache: Option<&Path>) -> Fetcher {

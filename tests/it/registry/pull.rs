@@ -9,7 +9,7 @@ use sluice::{
 };
 use sluice_harness::registry::Registry;
 
-use super::{HOME, INDEX, admit, assert_refused, fetcher, fetcher_of, image, manifest, pull, push};
+use super::{HOME, INDEX, admit, assert_refused, fetcher, fetcher_for, fetcher_of, image, manifest, pull, push};
 
 #[tokio::test]
 async fn an_image_is_pulled_by_tag_and_by_digest_with_the_secret_of_its_namespace() {
@@ -134,7 +134,7 @@ async fn a_mirror_is_asked_in_place_of_what_the_image_names() {
         "prefix": "upstream.example/acme", "mirror": format!("{}/gates", registry.host()), "caBundle": registry.authority,
     }]});
     let sources = sluice::gateplugin::Sources::parse(&sources.to_string()).unwrap();
-    let fetcher = Fetcher::new(std::sync::Arc::new(super::Cluster(registry.host())), sources, None, None);
+    let fetcher = fetcher_for(&registry.host(), sources);
     let admitted = pull(&fetcher, "upstream.example/acme/smoke:1.0".to_owned()).await.unwrap();
     assert_eq!(admitted.component.as_ref(), b"component");
 }

@@ -84,7 +84,7 @@ impl Signer {
 
 fn trust(signers: &[&Signer], require: Require) -> Trust {
     let keys = signers.iter().map(|signer| signer.0.public_key_pem()).collect();
-    Trust { verify: Some(Verify { keys, require }), ..Trust::default() }
+    Trust { verify: Some(Verify { keys, require, ..Verify::default() }), ..Trust::default() }
 }
 
 async fn ask(registry: &Registry, fetcher: &Fetcher, trust: &Trust) -> Result<(), String> {
