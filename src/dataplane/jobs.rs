@@ -44,7 +44,6 @@ pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
-    let namespace = dataplane.namespace().unwrap_or_default();
     ctx.installed.pin(&owner, pins(plan));
     ctx.trials.advance(
         &owner,

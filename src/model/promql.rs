@@ -251,14 +251,14 @@ mod tests {
             ("'`", "'`"),
         ] {
             let text = filled("up{pod=\"${pod}\"}", &[("pod", value)]).unwrap();
-            assert_eq!(text, format!("up{{pod=\"{written}\",namespace=\"shop\"}}"));
+            assert_eq!(text, format!("up{{namespace=\"shop\",pod=\"{written}\"}}"));
         }
     }
 
     #[test]
     fn within_a_pattern_a_parameter_means_itself() {
         let text = filled("up{pod=~\"${pod}-.*\"}", &[("pod", ".*|a")]).unwrap();
-        assert_eq!(text, "up{pod=~\"\\\\.\\\\*\\\\|a-.*\",namespace=\"shop\"}");
+        assert_eq!(text, "up{namespace=\"shop\",pod=~\"\\\\.\\\\*\\\\|a-.*\"}");
     }
 
     #[test]

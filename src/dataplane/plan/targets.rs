@@ -172,7 +172,82 @@ fn redact(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{dataplane::fixtures, model::names::SELECTOR};
+
+    /// Two sides behind their Services, two Pods each, of which the second is on the host's network.
+    fn observed() -> Observed {
+        let service = |side: &str, ip: &str| -> Arc<Service> {
+            let spec =
+                json!({"clusterIP": ip, "selector": {SELECTOR: side}, "ports": [{"port": 80, "targetPort": 8000}]});
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": side}, "spec": spec})).expect("a Service"))
+        };
+        let pod = |side: &str, name: &str, ip: &str, host: bool| -> Arc<Pod> {
+            let ports = json!([
+                {"name": "proxy", "containerPort": 8000},
+                {"name": "proxy-ssl", "containerPort": 8443},
+                {"name": "admin-ssl", "containerPort": 8444},
+            ]);
+            let body = json!({
+                "metadata": {"name": name, "labels": {SELECTOR: side}},
+                "spec": {"hostNetwork": host, "containers": [{"name": "proxy", "ports": ports}]},
+                "status": {"podIP": ip},
+            });
+            Arc::new(serde_json::from_value(body).expect("a Pod"))
+        };
+        Observed {
+            services: [
+                ((State::Preview, Role::Ingress), service("new", "10.0.0.1")),
+                ((State::Live, Role::Ingress), service("old", "10.0.0.2")),
+            ]
+            .into(),
+            pods: vec![
+                pod("new", "new-a", "10.1.0.1", false),
+                pod("new", "new-b", "10.1.0.2", true),
+                pod("old", "old-a", "10.1.0.3", false),
+            ],
+            ..Observed::default()
+        }
+    }
+
+    fn granted(ports: Option<&[Port]>) -> Vec<Target> {
+        let (candidate, stable) = (Selector::from("new"), Selector::from("old"));
+        of(&fixtures::intent("kong:3.9"), &observed(), &candidate, &stable, ports)
+    }
+
+    fn port(side: Side, name: &str) -> Port {
+        Port { side, name: name.into(), methods: Method::READING.to_vec() }
+    }
+
+    #[test]
+    fn without_a_grant_the_candidates_proxy_ports_are_the_targets() {
+        let targets = granted(None);
+        let [proxy] = targets.as_slice() else { panic!("{targets:?}") };
+        assert_eq!((proxy.name.as_str(), proxy.service), ("candidate/proxy", ([10, 0, 0, 1], 80).into()));
+        assert_eq!(proxy.methods, Method::ALL);
+        // Its address is the node's.
+        assert_eq!(proxy.endpoints, [Endpoint { name: "new-a".into(), address: ([10, 1, 0, 1], 8000).into() }]);
+    }
+
+    #[test]
+    fn granted_ports_are_found_by_name_or_number_on_their_own_side() {
+        let ports = [port(Side::Stable, "proxy"), port(Side::Candidate, "admin-ssl"), port(Side::Candidate, "8443")];
+        let targets = granted(Some(&ports));
+        let seen: Vec<_> =
+            targets.iter().map(|target| (target.name.as_str(), target.scheme, target.service.to_string())).collect();
+        let wanted = [
+            ("stable/proxy", Scheme::Http, "10.0.0.2:80".to_owned()),
+            // Without a Service in front: the first Pod.
+            ("candidate/admin-ssl", Scheme::HttpsIdentified, "10.1.0.1:8444".to_owned()),
+            ("candidate/8443", Scheme::HttpsUnverified, "10.1.0.1:8443".to_owned()),
+        ];
+        assert_eq!(seen, wanted);
+        assert!(targets.iter().all(|target| target.methods == Method::READING));
+        assert_eq!(granted(Some(&[])), []);
+        assert_eq!(granted(Some(&[port(Side::Candidate, "postgres")])), []);
+    }
 
     #[test]
     fn a_manifest_has_no_literal_environment() {

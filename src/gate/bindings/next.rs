@@ -89,12 +89,14 @@ fn component(module: &str, contract: &str) -> Vec<u8> {
 fn trial() -> Trial {
     Trial {
         id: "test".into(),
+        namespace: "ns".into(),
         digest: Digest::of(b""),
         settings: json!({}),
         moment: Moment::BeforePromotion,
         timeout: Duration::from_secs(60),
         limits: Limits::default(),
         targets: Vec::new(),
+        state: None,
         grants: Grants::default(),
         candidate: None,
         stable: None,
@@ -125,11 +127,12 @@ async fn guests_of_two_contracts_run_on_one_linker() {
                 (i32.const 32)))"#,
         &read("tests/fixtures/contract/next.wit"),
     );
-    let sandbox = Sandbox::new(2).unwrap();
+    let sandbox = Sandbox::new(2, Compiles::Yes).unwrap();
     let offer = Offer::new(sandbox.engine(), BOTH).unwrap();
     assert_eq!(offer.supported(), "sluice:gate@0.1, sluice:gate@0.2");
     for (bytes, contract) in [(old, "sluice:gate@0.1.0"), (new, "sluice:gate@0.2.0")] {
-        let fitted = plugin::fit(sandbox.engine(), &offer, &bytes).unwrap();
+        let component = Component::from_binary(sandbox.engine(), &bytes).unwrap();
+        let fitted = plugin::fit(sandbox.engine(), &offer, &component).unwrap();
         assert_eq!(fitted.contract, contract);
         let reach = Arc::new(Reach::default());
         let run =

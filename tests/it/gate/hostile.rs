@@ -229,7 +229,7 @@ async fn a_pointer_to_nowhere_is_a_trap() {
 }
 
 #[tokio::test]
-async fn a_sleep_past_the_trials_limit_ends_at_the_limit_and_costs_no_cpu() {
+async fn threat_06_a_sleep_past_the_trials_limit_ends_at_the_limit_and_costs_no_cpu() {
     let host = host();
     let sleep = |milliseconds| {
         let call = format!("(call $sleep (i32.const {milliseconds}))");

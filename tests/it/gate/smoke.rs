@@ -193,7 +193,7 @@ async fn tls_is_spoken_without_verifying_and_the_report_says_so() {
 }
 
 #[tokio::test]
-async fn requests_are_made_at_once_up_to_what_the_trial_allows() {
+async fn threat_12_requests_are_made_at_once_up_to_what_the_trial_allows() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (together, running, most) =

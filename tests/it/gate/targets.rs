@@ -190,6 +190,8 @@ async fn threat_11_a_body_that_drips_or_never_ends_is_cut_and_the_gate_goes_on()
         let drips = chunk.len() < 100;
         let serving = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
+            // An answer before the request is none.
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
             stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
             while stream.write_all(&chunk).await.is_ok() {
                 if drips {
