@@ -173,7 +173,8 @@ async fn ask(address: SocketAddr) -> Result<()> {
     stream.set_nodelay(true)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get("/").header("host", "bench").header("connection", "close").body(Full::new(Bytes::new()))?;
+    let request =
+        Request::get("/").header("host", "bench").header("connection", "close").body(Full::new(Bytes::new()))?;
     sender.send_request(request).await?.into_body().collect().await?;
     connection.abort();
     Ok(())

@@ -209,7 +209,10 @@ mod tests {
         let limits = Limits { requests: 1, ..Limits::default() };
         installed.set(plugin.clone(), ready("sha256:1"));
         installed.limit(plugin.clone(), limits);
-        assert_eq!((installed.limits(&plugin), installed.limits(&PluginKey::of_namespace("b", "smoke"))), (limits, Limits::default()));
+        assert_eq!(
+            (installed.limits(&plugin), installed.limits(&PluginKey::of_namespace("b", "smoke"))),
+            (limits, Limits::default())
+        );
         installed.retain(|_| false, |_| false);
         assert_eq!(installed.limits(&plugin), Limits::default());
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use wasmtime::{
     Result, Store,
-    component::{HasSelf, InstancePre, Linker},
+    component::{Component, HasSelf, InstancePre, Linker},
 };
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -14,7 +14,7 @@ use wit_parser::Resolve;
 use super::{Description, Gate, Prepared, Track, Trouble, Verdict, outcome, v0_1};
 use crate::{
     gate::{
-        engine::Sandbox,
+        engine::{Compiles, Sandbox},
         offer::Offer,
         plugin,
         reach::Reach,

@@ -66,7 +66,8 @@ impl State {
         let promql = Template::parse(&query.promql).and_then(|template| template.fill(&query.namespace, parameters));
         let tls = if prometheus.tls { Tls::Verified(self.reach.tls.clone()) } else { Tls::Off };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let exchange = asking(prometheus, tls, query, &promql.map_err(invalid)?, now, self.trial.limits.body, &self.traffic);
+        let exchange =
+            asking(prometheus, tls, query, &promql.map_err(invalid)?, now, self.trial.limits.body, &self.traffic);
         let exchange = exchange?;
         self.spend(exchange.size())?;
         Ok(exchange)

@@ -13,8 +13,8 @@ use sluice::{
 use tokio::net::TcpListener;
 
 use super::{
-    PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, heard, host, module, run, text, trial,
-    with_a_resource,
+    PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, heard, host, module, run, text,
+    trial, with_a_resource,
 };
 
 /// CPU for guests that would take for ever: enough to be seen, not enough to wait for.

@@ -17,9 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    assert_blames, assert_passes, candidate, fixture, heard, host, module, run, text, with_a_resource,
-};
+use super::{assert_blames, assert_passes, candidate, fixture, heard, host, module, run, text, with_a_resource};
 
 /// A pair of tests for each limit. The limits are taken apart without a rest, so one without a pair does not compile.
 macro_rules! pairs {
