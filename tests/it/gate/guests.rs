@@ -8,6 +8,7 @@ use sluice_plugins::guests::Guest;
 use super::{assert_blames, candidate, host, root, run, targets::answering};
 
 /// The component of a template; none where this machine cannot have the toolchain.
+#[expect(clippy::print_stderr, reason = "whoever reads the log should know what did not run")]
 async fn component(guest: Guest) -> Option<Bytes> {
     if !guest.is_possible() {
         eprintln!("skipped: {} needs {}, which is not on this machine", guest.name(), guest.installer());
