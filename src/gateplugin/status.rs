@@ -325,9 +325,14 @@ mod tests {
         let status = report(&plugin(), &Outcome::NotAllowed(refused), Timestamp::UNIX_EPOCH);
         assert_eq!(
             short(&status),
-            ["Fetched=Unknown/NotAllowed", "Compiled=Unknown/NotAllowed", "Ready=False/LimitsAboveCeiling"]
+            [
+                "Fetched=Unknown/NotAllowed",
+                "Verified=Unknown/NotAllowed",
+                "Compiled=Unknown/NotAllowed",
+                "Ready=False/LimitsAboveCeiling"
+            ]
         );
-        assert!(status.conditions[2].message.contains("--max-gate-cpu"));
+        assert!(status.conditions[3].message.contains("--max-gate-cpu"));
     }
 
     #[test]

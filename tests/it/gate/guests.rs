@@ -33,9 +33,14 @@ async fn judges(guest: Guest) {
     let bad = asked("500 Internal Server Error").await;
     let Outcome::Fail(reason) = &bad.outcome else { panic!("{bad:#?}") };
     assert_eq!(reason.code, "UnexpectedStatus");
-    // An exception is a trap, and what it says is on stderr only.
     let denied = run(&host, bytes.clone(), |_| {}).await;
-    assert_blames(&denied, Blame::Trap);
+    let blame = match guest {
+        // An exception is a trap, and what it says is on stderr only.
+        Guest::QuickJs | Guest::Python => Blame::Trap,
+        // Here it becomes the contract's own trouble.
+        Guest::StarlingMonkey => Blame::GateTrouble,
+    };
+    assert_blames(&denied, blame);
     let Outcome::Error { message, .. } = &denied.outcome else { unreachable!() };
     assert!(message.contains("denied: "), "{message}");
     let wrong = run(&host, bytes, |trial| trial.settings = json!({"path": "no slash"})).await;
