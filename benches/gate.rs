@@ -4,7 +4,7 @@
 //! The first argument is a folder with the plugins of `cargo plugins`.
 
 #[path = "../tests/it/gate/fixtures.rs"]
-#[allow(dead_code, reason = "tests use the rest")]
+#[allow(dead_code, clippy::unwrap_used, reason = "tests use the rest, and may stop where they stand")]
 mod fixtures;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

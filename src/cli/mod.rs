@@ -32,7 +32,7 @@ enum Command {
     /// Run the operator
     Operator(Box<operator::Flags>),
     /// Run the gates of an operator
-    GateHost(gate_host::Flags),
+    GateHost(Box<gate_host::Flags>),
     /// Compile a plugin from stdin to stdout, confined, for the gate host that starts it
     #[command(name = crate::gate::COMMAND, hide = true)]
     CompilePlugin(compile_plugin::Flags),
@@ -53,7 +53,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Operator(flags) => operator::run(*flags),
-        Command::GateHost(flags) => gate_host::run(flags),
+        Command::GateHost(flags) => gate_host::run(*flags),
         Command::CompilePlugin(flags) => compile_plugin::run(flags),
         Command::Crds => print(&crds::yaml()?),
         Command::Completion { shell } => {
