@@ -52,18 +52,17 @@ pub struct Owned<K: Kept> {
 /// Names by owner, both in one namespace: (namespace, owner) -> names.
 type Index = Arc<RwLock<HashMap<(String, String), BTreeSet<String>>>>;
 
-/// Keeps objects by owner. `owner` names it, in the object's own namespace; what has none is not found by [`Owned::of`].
+/// Keeps objects by owner; what has none is not found by [`Owned::of`].
 pub fn keep_owned<K: Kept>(
     api: Api<Packed<K>>,
     config: watcher::Config,
-    owner: impl Fn(&Packed<K>) -> Option<String> + Send + Sync + 'static,
     changed: impl Fn(&str, &str) + Send + Sync + 'static,
 ) -> Owned<K> {
     let index = Index::default();
     let entries = Arc::clone(&index);
     let store = keep(api, config, move |object: &Packed<K>| {
         // One that was deleted stays listed until its owner goes: what the store has not is not found.
-        if let Some((namespace, owner)) = enlist(&entries, object, owner(object)) {
+        if let Some((namespace, owner)) = enlist(&entries, object) {
             changed(&namespace, &owner);
         }
     });
@@ -71,8 +70,8 @@ pub fn keep_owned<K: Kept>(
 }
 
 /// Writes an object down as its owner's; whose it is.
-fn enlist<K: Kept>(index: &Index, object: &Packed<K>, owner: Option<String>) -> Option<(String, String)> {
-    let key = (object.meta().namespace.clone()?, owner?);
+fn enlist<K: Kept>(index: &Index, object: &Packed<K>) -> Option<(String, String)> {
+    let key = (object.meta().namespace.clone()?, object.owner()?.to_owned());
     let name = object.meta().name.clone().unwrap_or_default();
     index.write().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default().insert(name);
     Some(key)
@@ -81,10 +80,10 @@ fn enlist<K: Kept>(index: &Index, object: &Packed<K>, owner: Option<String>) -> 
 impl<K: Kept> Owned<K> {
     /// What is in a store already, by owner.
     #[cfg(test)]
-    pub(crate) fn of_store(store: Store<Packed<K>>, owner: impl Fn(&Packed<K>) -> Option<String>) -> Self {
+    pub(crate) fn of_store(store: Store<Packed<K>>) -> Self {
         let index = Index::default();
         for object in store.state() {
-            enlist(&index, &object, owner(&object));
+            enlist(&index, &object);
         }
         Self { store, index }
     }

@@ -11,14 +11,18 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 pub trait Kept:
     Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + Debug + Send + Sync + 'static
 {
+    /// Whose it is, by name and in its own namespace; nobody's where there is no such name.
+    fn owner(&self) -> Option<String>;
+
     /// Takes away what nobody reads.
     fn trim(&mut self) {}
 }
 
-/// An object of which only the metadata is open.
+/// An object of which only its identity and its owner are open.
 #[derive(Clone, Debug)]
 pub struct Packed<K> {
     metadata: ObjectMeta,
+    owner: Option<Box<str>>,
     text: Box<str>,
     kind: PhantomData<fn() -> K>,
 }
@@ -33,19 +37,18 @@ impl<K: Kept> Packed<K> {
         object.meta_mut().managed_fields = None;
         object.trim();
         let text = serde_json::to_string(&object)?.into_boxed_str();
-        let ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, labels, owner_references, .. } =
+        let owner = object.owner().map(String::into_boxed_str);
+        let ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, .. } =
             std::mem::take(object.meta_mut());
-        let metadata = ObjectMeta {
-            name,
-            namespace,
-            uid,
-            resource_version,
-            deletion_timestamp,
-            labels,
-            owner_references,
-            ..ObjectMeta::default()
-        };
-        Ok(Self { metadata, text, kind: PhantomData })
+        let metadata =
+            ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, ..ObjectMeta::default() };
+        Ok(Self { metadata, owner, text, kind: PhantomData })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
     }
 
     /// The object.
@@ -99,6 +102,10 @@ mod tests {
     use serde_json::json;
 
     impl Kept for k8s_openapi::api::core::v1::Node {
+        fn owner(&self) -> Option<String> {
+            self.spec.as_ref()?.pod_cidr.clone()
+        }
+
         fn trim(&mut self) {
             self.status = None;
         }
@@ -115,10 +122,11 @@ mod tests {
         let mut wanted: Service = serde_json::from_value(service).expect("a Service");
         wanted.metadata.managed_fields = None;
         assert_eq!(packed.open().expect("the same"), wanted);
-        assert_eq!(packed.meta().labels, wanted.metadata.labels);
+        assert_eq!((packed.meta().uid.as_deref(), packed.owner()), (Some("c"), None));
 
         let node = json!({ "metadata": { "name": "a" }, "spec": { "podCIDR": "b" }, "status": { "phase": "c" } });
         let packed: Packed<k8s_openapi::api::core::v1::Node> = serde_json::from_value(node).expect("a Node");
+        assert_eq!(packed.owner(), Some("b"));
         let node = packed.open().expect("the same");
         assert_eq!((node.spec.and_then(|spec| spec.pod_cidr).as_deref(), node.status), (Some("b"), None));
     }

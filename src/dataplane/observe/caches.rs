@@ -78,15 +78,15 @@ impl Caches {
                 everything(),
                 each(changed.clone(), |object: &PromotionPolicy| object.namespace().map(Concerns::Namespace)),
             ),
-            promotions: of(scope.api(client), everything(), owner, &changed),
-            records: of(scope.api(client), managed.clone(), owner, &changed),
-            deployments: of(scope.api(client), managed.clone(), owner, &changed),
-            services: of(scope.api(client), managed.clone(), owner, &changed),
-            secrets: of(scope.api(client), managed.clone(), owner, &changed),
-            autoscalers: of(scope.api(client), managed.clone(), owner, &changed),
-            budgets: of(scope.api(client), managed.clone(), owner, &changed),
-            pods: of(scope.api(client), ours, app, &changed),
-            slices: of(scope.api(client), managed, app, &changed),
+            promotions: of(scope.api(client), everything(), &changed),
+            records: of(scope.api(client), managed.clone(), &changed),
+            deployments: of(scope.api(client), managed.clone(), &changed),
+            services: of(scope.api(client), managed.clone(), &changed),
+            secrets: of(scope.api(client), managed.clone(), &changed),
+            autoscalers: of(scope.api(client), managed.clone(), &changed),
+            budgets: of(scope.api(client), managed.clone(), &changed),
+            pods: of(scope.api(client), ours, &changed),
+            slices: of(scope.api(client), managed, &changed),
         }
     }
 
@@ -139,15 +139,32 @@ impl Caches {
     }
 }
 
-impl Kept for Promotion {}
-impl Kept for ControllerRevision {}
-impl Kept for Deployment {}
-impl Kept for Service {}
-impl Kept for HorizontalPodAutoscaler {}
-impl Kept for PodDisruptionBudget {}
-impl Kept for EndpointSlice {}
+/// Kinds of which everything is kept.
+macro_rules! kept {
+    ($($kind:ty: $owner:ident;)*) => {
+        $(impl Kept for $kind {
+            fn owner(&self) -> Option<String> {
+                $owner(self)
+            }
+        })*
+    };
+}
+
+kept! {
+    Promotion: owner;
+    ControllerRevision: owner;
+    Deployment: owner;
+    Service: owner;
+    HorizontalPodAutoscaler: owner;
+    PodDisruptionBudget: owner;
+    EndpointSlice: app;
+}
 
 impl Kept for Secret {
+    fn owner(&self) -> Option<String> {
+        owner(self)
+    }
+
     /// Of a Secret that says when it ends only that its parts are there: nobody here reads a key.
     fn trim(&mut self) {
         if self.annotations().contains_key(names::EXPIRES) {
@@ -157,6 +174,10 @@ impl Kept for Secret {
 }
 
 impl Kept for Pod {
+    fn owner(&self) -> Option<String> {
+        app(self)
+    }
+
     /// Of a Pod only what tells how it is: its template is in its Deployment.
     fn trim(&mut self) {
         self.metadata.annotations = None;
@@ -192,21 +213,20 @@ fn each<K>(
 fn of<K: Kept>(
     api: Api<Packed<K>>,
     config: watcher::Config,
-    dataplane: impl Fn(&Packed<K>) -> Option<String> + Send + Sync + 'static,
     changed: &(impl Fn(Concerns) + Clone + Send + Sync + 'static),
 ) -> Owned<K> {
     let changed = changed.clone();
-    cache::keep_owned(api, config, dataplane, move |namespace, name| {
+    cache::keep_owned(api, config, move |namespace, name| {
         changed(Concerns::One(ObjectRef::new(name).within(namespace)));
     })
 }
 
 /// The DataPlane that controls an object.
-pub(crate) fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
     object.owner_references().iter().find(|owner| owner.kind == "DataPlane").map(|owner| owner.name.clone())
 }
 
 /// The DataPlane named in the label of a Pod or an EndpointSlice, whose owners are in between.
-pub(crate) fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
+fn app<K: Resource<DynamicType = ()>>(object: &K) -> Option<String> {
     object.labels().get(names::APP).cloned()
 }

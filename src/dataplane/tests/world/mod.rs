@@ -41,10 +41,7 @@ use crate::{
         apply::{self, certificate},
         build::{self, CertificateOrder, Object, Planned, Surplus},
         check, fixtures,
-        observe::{
-            self,
-            caches::{self, Caches},
-        },
+        observe::{self, caches::Caches},
         plan,
         status::{self, Note},
     },
@@ -299,15 +296,15 @@ impl World {
         let caches = Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
-            promotions: Owned::of_store(self.packed(), caches::owner),
-            records: Owned::of_store(self.packed(), caches::owner),
-            deployments: Owned::of_store(self.packed(), caches::owner),
-            services: Owned::of_store(self.packed(), caches::owner),
-            secrets: Owned::of_store(self.packed(), caches::owner),
-            autoscalers: Owned::of_store(self.packed(), caches::owner),
-            budgets: Owned::of_store(self.packed(), caches::owner),
-            pods: Owned::of_store(self.packed(), caches::app),
-            slices: Owned::of_store(self.packed(), caches::app),
+            promotions: Owned::of_store(self.packed()),
+            records: Owned::of_store(self.packed()),
+            deployments: Owned::of_store(self.packed()),
+            services: Owned::of_store(self.packed()),
+            secrets: Owned::of_store(self.packed()),
+            autoscalers: Owned::of_store(self.packed()),
+            budgets: Owned::of_store(self.packed()),
+            pods: Owned::of_store(self.packed()),
+            slices: Owned::of_store(self.packed()),
         };
         let ready = Plugin::Ready(Digest::of(b"plugin"));
         Observed {
