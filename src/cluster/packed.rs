@@ -18,7 +18,7 @@ pub trait Kept:
     fn trim(&mut self) {}
 }
 
-/// An object of which only its identity and its owner are open.
+/// An object of which only its identity and its owner are open: what its [`Resource::meta`] does not have says nothing.
 #[derive(Clone, Debug)]
 pub struct Packed<K> {
     metadata: ObjectMeta,

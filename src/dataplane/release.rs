@@ -7,14 +7,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use k8s_openapi::NamespaceResourceScope;
-use kube::{
-    Api, Resource, ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
-use serde::de::DeserializeOwned;
+use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{apply, jobs, reconcile::Context};
-use crate::{api::DataPlane, model::names};
+use crate::{
+    api::DataPlane,
+    cluster::{cache::Owned, packed::Kept},
+    model::names,
+};
 
 /// Between two looks at everything: a watch that was taken up again does not tell what vanished meanwhile, and an
 /// object that could not be released is tried again then.
@@ -47,47 +47,38 @@ pub async fn run(ctx: Arc<Context>, mut changes: UnboundedReceiver<ObjectRef<Dat
 fn owners(ctx: &Context) -> Vec<ObjectRef<DataPlane>> {
     let mut owners = BTreeSet::new();
     let mut note = |namespace: Option<String>, name: Option<String>| owners.extend(namespace.zip(name));
-    terminating(ctx.caches.services.store()).for_each(|(namespace, name)| note(namespace, name));
-    terminating(ctx.caches.deployments.store()).for_each(|(namespace, name)| note(namespace, name));
-    terminating(ctx.caches.secrets.store()).for_each(|(namespace, name)| note(namespace, name));
+    terminating(&ctx.caches.services).for_each(|(namespace, name)| note(namespace, name));
+    terminating(&ctx.caches.deployments).for_each(|(namespace, name)| note(namespace, name));
+    terminating(&ctx.caches.secrets).for_each(|(namespace, name)| note(namespace, name));
     owners.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)).collect()
 }
 
-fn terminating<K>(store: &Store<K>) -> impl Iterator<Item = (Option<String>, Option<String>)>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let marked = store.state_filter(|object| object.meta().deletion_timestamp.is_some());
-    marked.into_iter().map(|object| {
-        let owner =
-            object.owner_references().iter().find(|owner| owner.kind == "DataPlane").map(|owner| owner.name.clone());
-        (object.namespace(), owner)
-    })
+fn terminating<K: Kept>(kept: &Owned<K>) -> impl Iterator<Item = (Option<String>, Option<String>)> {
+    let marked = kept.store().state_filter(|object| object.meta().deletion_timestamp.is_some());
+    marked.into_iter().map(|object| (object.namespace(), object.owner().map(str::to_owned)))
 }
 
 async fn sweep(ctx: &Context, owner: &ObjectRef<DataPlane>) -> Result<(), kube::Error> {
     let standing = ctx.caches.dataplanes.get(owner).filter(|owner| owner.metadata.deletion_timestamp.is_none());
     let standing = standing.and_then(|owner| owner.uid());
-    release(ctx, owner, standing.as_deref(), ctx.caches.services.store()).await?;
-    release(ctx, owner, standing.as_deref(), ctx.caches.deployments.store()).await?;
-    release(ctx, owner, standing.as_deref(), ctx.caches.secrets.store()).await
+    release(ctx, owner, standing.as_deref(), &ctx.caches.services).await?;
+    release(ctx, owner, standing.as_deref(), &ctx.caches.deployments).await?;
+    release(ctx, owner, standing.as_deref(), &ctx.caches.secrets).await
 }
 
 async fn release<K>(
     ctx: &Context,
     owner: &ObjectRef<DataPlane>,
     standing: Option<&str>,
-    store: &Store<K>,
+    kept: &Owned<K>,
 ) -> Result<(), kube::Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug
-        + 'static,
+    K: Kept + Resource<Scope = NamespaceResourceScope>,
 {
-    for object in store.state_filter(|object: &K| is_orphan(object, owner, standing)) {
-        let api = Api::namespaced(ctx.client.clone(), owner.namespace.as_deref().unwrap_or_default());
+    let namespace = owner.namespace.as_deref().unwrap_or_default();
+    let held = kept.of(namespace, &owner.name).into_iter();
+    for object in held.filter(|object| is_orphan(object.as_ref(), owner, standing)) {
+        let api = Api::<K>::namespaced(ctx.client.clone(), namespace);
         match apply::release(&api, object.as_ref()).await {
             // The cache is behind; the change that is on its way brings us here again.
             Err(kube::Error::Api(status)) if status.code == 409 => {}

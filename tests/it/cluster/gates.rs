@@ -44,7 +44,9 @@ fn a_gate_host_that_is_killed_costs_attempts_and_loses_no_promotion() -> Result<
             world.operator.kill_gate_host().await?;
         }
         let message = world.reason("GatesHeld").await?;
-        assert!(message.contains("Interrupted"), "{message}");
+        // Interrupted where the trial had begun, and nowhere to begin where it had not.
+        let lost = ["Interrupted", "PluginNotReady", "HostError"];
+        assert!(lost.iter().any(|reason| message.contains(reason)), "{message}");
         assert_eq!(world.live_image().await?, "kong:3.9");
 
         // The new host has been given what the one before had, and the approval that was never honoured counts.
