@@ -128,6 +128,16 @@ impl<K: Kept> Owned<K> {
         found
     }
 
+    /// One of them, once [`Owned::of`] finds it: for a moment the store knows of a new object and the list of its owner does
+    /// not, and a pass in that moment would make it again.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Packed<K>>> {
+        let object = self.store.get(&ObjectRef::new(name).within(namespace))?;
+        let key = (namespace.to_owned(), object.owner()?.to_owned());
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.get(&key)?.contains(name).then_some(object)
+    }
+
     /// All of them, whoever's.
     #[must_use]
     pub fn store(&self) -> &Store<Packed<K>> {

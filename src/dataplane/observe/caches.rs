@@ -126,14 +126,14 @@ impl Caches {
     pub fn version(&self, namespace: &str, object: &Object) -> Option<(u64, String, bool)> {
         let (kind, name) = object;
         match *kind {
-            "DataPlane" => version(&self.dataplanes, namespace, name),
-            "Promotion" => version(self.promotions.store(), namespace, name),
-            "ControllerRevision" => version(self.records.store(), namespace, name),
-            "Deployment" => version(self.deployments.store(), namespace, name),
-            "Service" => version(self.services.store(), namespace, name),
-            "Secret" => version(self.secrets.store(), namespace, name),
-            "HorizontalPodAutoscaler" => version(self.autoscalers.store(), namespace, name),
-            "PodDisruptionBudget" => version(self.budgets.store(), namespace, name),
+            "DataPlane" => version(self.dataplanes.get(&ObjectRef::new(name).within(namespace))?.as_ref()),
+            "Promotion" => version(self.promotions.get(namespace, name)?.as_ref()),
+            "ControllerRevision" => version(self.records.get(namespace, name)?.as_ref()),
+            "Deployment" => version(self.deployments.get(namespace, name)?.as_ref()),
+            "Service" => version(self.services.get(namespace, name)?.as_ref()),
+            "Secret" => version(self.secrets.get(namespace, name)?.as_ref()),
+            "HorizontalPodAutoscaler" => version(self.autoscalers.get(namespace, name)?.as_ref()),
+            "PodDisruptionBudget" => version(self.budgets.get(namespace, name)?.as_ref()),
             _ => None,
         }
     }
@@ -193,11 +193,7 @@ impl Kept for Pod {
     }
 }
 
-fn version<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<(u64, String, bool)>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let object = store.get(&ObjectRef::new(name).within(namespace))?;
+fn version<K: Resource<DynamicType = ()>>(object: &K) -> Option<(u64, String, bool)> {
     let version = object.resource_version()?.parse().ok()?;
     Some((version, object.uid().unwrap_or_default(), object.meta().deletion_timestamp.is_some()))
 }
