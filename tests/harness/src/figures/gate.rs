@@ -1,6 +1,6 @@
 //! `gate`: what the gate host adds to the engine, to a request, and to the end of a gate that does not end.
 //!
-//! The rows are measured by `benches/gate.rs`, which is a part of the operator's package: the harness does not know its
+//! The rows are measured by `tests/bench/gate.rs`, which is a part of the operator's package: the harness does not know its
 //! types.
 
 use anyhow::{Context, Result};

@@ -3,7 +3,7 @@
 //!
 //! The first argument is a folder with the plugins of `cargo plugins`.
 
-#[path = "../tests/it/gate/fixtures.rs"]
+#[path = "../it/gate/fixtures.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "tests use the rest, and may stop where they stand")]
 mod fixtures;
 
