@@ -91,6 +91,12 @@ impl<K: Kept> Owned<K> {
     /// The objects of an owner, by name.
     #[must_use]
     pub fn of(&self, namespace: &str, owner: &str) -> Vec<Arc<K>> {
+        self.of_which(namespace, owner, |_| true)
+    }
+
+    /// Those of an owner's objects that are wanted. Only they are opened.
+    #[must_use]
+    pub fn of_which(&self, namespace: &str, owner: &str, wanted: impl Fn(&Packed<K>) -> bool) -> Vec<Arc<K>> {
         let mut gone = Vec::new();
         let key = (namespace.to_owned(), owner.to_owned());
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -103,6 +109,7 @@ impl<K: Kept> Owned<K> {
                 }
                 found
             })
+            .filter(|packed| wanted(packed))
             .filter_map(|packed| match packed.open() {
                 Ok(object) => Some(Arc::new(object)),
                 Err(error) => {

@@ -13,7 +13,7 @@ use super::{apply, jobs, reconcile::Context};
 use crate::{
     api::DataPlane,
     cluster::{cache::Owned, packed::Kept},
-    model::names,
+    model::{names, observed::is_terminating},
 };
 
 /// Between two looks at everything: a watch that was taken up again does not tell what vanished meanwhile, and an
@@ -54,7 +54,7 @@ fn owners(ctx: &Context) -> Vec<ObjectRef<DataPlane>> {
 }
 
 fn terminating<K: Kept>(kept: &Owned<K>) -> impl Iterator<Item = (Option<String>, Option<String>)> {
-    let marked = kept.store().state_filter(|object| object.meta().deletion_timestamp.is_some());
+    let marked = kept.store().state_filter(is_terminating);
     marked.into_iter().map(|object| (object.namespace(), object.owner().map(str::to_owned)))
 }
 
@@ -76,8 +76,9 @@ where
     K: Kept + Resource<Scope = NamespaceResourceScope>,
 {
     let namespace = owner.namespace.as_deref().unwrap_or_default();
-    let held = kept.of(namespace, &owner.name).into_iter();
-    for object in held.filter(|object| is_orphan(object.as_ref(), owner, standing)) {
+    // Every change of anything asks this, and hardly anything is terminating: the rest stays packed.
+    let held = kept.of_which(namespace, &owner.name, is_terminating);
+    for object in held.into_iter().filter(|object| is_orphan(object.as_ref(), owner, standing)) {
         let api = Api::<K>::namespaced(ctx.client.clone(), namespace);
         match apply::release(&api, object.as_ref()).await {
             // The cache is behind; the change that is on its way brings us here again.
@@ -91,7 +92,7 @@ where
 /// Terminating, held by our finalizer, and its owner is gone. By UID: an owner of the same name that was made anew is
 /// another owner.
 pub(super) fn is_orphan<K: Resource>(object: &K, owner: &ObjectRef<DataPlane>, standing: Option<&str>) -> bool {
-    object.meta().deletion_timestamp.is_some()
+    is_terminating(object)
         && object.namespace() == owner.namespace
         && object.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER)
         && object.owner_references().iter().any(|reference| {
