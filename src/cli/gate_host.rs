@@ -32,7 +32,9 @@ use crate::{
 ///
 /// It runs the gates of the operator that shares its socket: WebAssembly components, each trial in a sandbox of its own.
 /// It needs no cluster and should have no token.
+// The last of a flag counts, as with kubectl and Kong's operator.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(super) struct Flags {
     /// Socket to listen on; who may open it may run gates
     #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE")]

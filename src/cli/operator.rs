@@ -40,7 +40,9 @@ use crate::{
 ///
 /// Without --kubeconfig and --context it takes the cluster of $KUBECONFIG or ~/.kube/config, and inside a Pod the
 /// Pod's own. It needs the custom resource definitions and roles of deploy/ and says what is missing.
+// The last of a flag counts, as with kubectl and Kong's operator.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(super) struct Flags {
     /// Kubeconfig file; default: $KUBECONFIG, ~/.kube/config, then the Pod's service account
     #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE", help_heading = "Cluster")]

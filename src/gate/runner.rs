@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     num::{NonZeroU32, NonZeroUsize},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -92,7 +92,15 @@ struct Shared {
 struct Plugin {
     prepared: Box<dyn Prepared>,
     schema: Schema,
+    /// Settings that fit the schema: those of its last trial, most likely those of its next.
+    fitting: Mutex<Option<Value>>,
     loaded: Loaded,
+}
+
+impl Plugin {
+    fn fitting(&self) -> MutexGuard<'_, Option<Value>> {
+        self.fitting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LocalGateHost {
@@ -238,7 +246,8 @@ impl Shared {
         };
         let loaded =
             Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
-        let plugin = Arc::new(Plugin { prepared: fitted.prepared, schema, loaded: loaded.clone() });
+        let plugin =
+            Arc::new(Plugin { prepared: fitted.prepared, schema, fitting: Mutex::default(), loaded: loaded.clone() });
         self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
         Ok(loaded)
     }
@@ -316,9 +325,18 @@ impl Shared {
 
 /// Checks settings against a plugin's schema, away from the threads that run guests.
 async fn schema_problems(plugin: &Arc<Plugin>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
+    if plugin.fitting().as_ref() == Some(settings) {
+        return Ok(Vec::new());
+    }
     let (plugin, settings) = (Arc::clone(plugin), settings.clone());
-    let problems = tokio::task::spawn_blocking(move || plugin.schema.problems(&settings)).await;
-    problems.map_err(|_| host_failed())
+    let checked = tokio::task::spawn_blocking(move || {
+        let problems = plugin.schema.problems(&settings);
+        if problems.is_empty() {
+            *plugin.fitting() = Some(settings);
+        }
+        problems
+    });
+    checked.await.map_err(|_| host_failed())
 }
 
 fn invalid_settings(problems: &[Problem]) -> Outcome {
