@@ -163,6 +163,17 @@ pub struct Grants {
     pub queries: Vec<Query>,
     /// Who the host says that it is to targets that ask.
     pub identity: Option<Identity>,
+    /// Ports of the upgrade that are granted and not there.
+    pub absent: Vec<Absent>,
+}
+
+/// A target that a policy grants and nobody can speak to: the gate is denied it, and told why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// As the gate would call it.
+    pub name: String,
+    /// `no container has a port of this name`
+    pub why: String,
 }
 
 /// A certificate for the host to show, and its key.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     gate::{store::State, text},
-    model::trial::{Credential, Method, Scheme, Target},
+    model::trial::{Absent, Credential, Method, Scheme, Target},
 };
 
 /// A request as the guest writes it.
@@ -134,6 +134,8 @@ const OURS: &str = "x-gate-";
 pub(super) enum Refusal {
     /// It asks for something that was not granted; the name is remembered.
     Denied(String),
+    /// It asks for something that was granted and is not there; likewise.
+    Absent(Absent),
     /// It is no request this host sends.
     Invalid(String),
 }
@@ -141,6 +143,7 @@ pub(super) enum Refusal {
 /// Everything a trial may speak to, by name.
 pub(super) struct Table<'trial> {
     pub(super) targets: &'trial [Target],
+    pub(super) absent: &'trial [Absent],
     pub(super) remotes: &'trial [Arc<Remote>],
     pub(super) credentials: &'trial [Credential],
     /// For hosts outside.
@@ -216,6 +219,9 @@ impl Table<'_> {
             };
             let host = authority(options.host.unwrap_or(&target.host))?;
             return Ok(Granted { peer, tls, host, methods: &target.methods });
+        }
+        if let Some(absent) = self.absent.iter().find(|absent| absent.name == name) {
+            return Err(Refusal::Absent(absent.clone()));
         }
         let Some(remote) = self.remotes.iter().find(|remote| remote.egress().target() == name) else {
             return Err(Refusal::Denied(name.to_owned()));
@@ -316,6 +322,7 @@ impl State {
         let max_body = self.trial.limits.body.min(share);
         let table = Table {
             targets: &self.trial.targets,
+            absent: &self.trial.grants.absent,
             remotes: &self.remotes,
             credentials: &self.trial.grants.credentials,
             tls: &self.reach.tls,
@@ -328,6 +335,10 @@ impl State {
             Err(Refusal::Denied(name)) => {
                 self.record.deny(&name);
                 return Err(failure(Kind::Denied, format!("{:?} was not granted", text::cut(&name, QUOTE))));
+            }
+            Err(Refusal::Absent(Absent { name, why })) => {
+                self.record.deny(&format!("{name}: {why}"));
+                return Err(failure(Kind::Denied, format!("{name:?} was granted, but {why}")));
             }
         };
         self.spend(exchange.size())?;
@@ -452,8 +463,16 @@ mod tests {
         let remotes = [Arc::new(Remote::new(egress, Arc::new(System)))];
         let tls = exchange::verified(rustls::RootCertStore::empty());
         let traffic = Traffic::new(0);
-        let table =
-            Table { targets, remotes: &remotes, credentials: &[], tls: &tls, identified: None, traffic: &traffic };
+        let absent = [Absent { name: "stable/admin".into(), why: "no Pod of this side is ready".into() }];
+        let table = Table {
+            targets,
+            absent: &absent,
+            remotes: &remotes,
+            credentials: &[],
+            tls: &tls,
+            identified: None,
+            traffic: &traffic,
+        };
         table.check(request, 1 << 20)
     }
 
@@ -497,6 +516,13 @@ mod tests {
         let options = vec![("credential".into(), "token".into())];
         let refusal = checked(Request { options, ..request() }).unwrap_err();
         assert_eq!(refusal, Refusal::Denied("credential token for candidate/proxy".into()));
+    }
+
+    #[test]
+    fn what_was_granted_and_is_not_there_is_refused_with_the_reason() {
+        let refusal = checked(Request { target: "stable/admin".into(), ..request() }).unwrap_err();
+        let why = "no Pod of this side is ready".into();
+        assert_eq!(refusal, Refusal::Absent(Absent { name: "stable/admin".into(), why }));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use super::{assert_blames, assert_nobody_came, assert_passes, component, contract, host, module, root, run};
 
 /// A gate that does one thing with WASI.
-fn wasi(instruction: &str) -> Bytes {
+pub(super) fn wasi(instruction: &str) -> Bytes {
     let read = |file: &str| std::fs::read_to_string(root().join("tests/fixtures/gates").join(file)).unwrap();
     let module = module("wasi", &[("instruction", instruction)]);
     let module = module.replacen("(module", &format!("(module {}", read("wasi_imports.wat")), 1);
@@ -43,7 +43,7 @@ async fn threat_01_sockets_of_wasi_connect_nowhere_and_resolve_nothing() {
 }
 
 #[tokio::test]
-async fn clocks_of_wasi_tell_whole_milliseconds() {
+async fn threat_25_clocks_of_wasi_tell_whole_milliseconds() {
     assert_passes(&run(&host(), wasi("(call $tells_whole_milliseconds)"), |_| {}).await);
 }
 
