@@ -583,6 +583,9 @@ pub enum LoadError {
     /// An import that this host does not offer.
     #[error("imports {0}, which this host does not offer")]
     UnsupportedImport(String),
+    /// `wasi:http`, which this host was not told to offer.
+    #[error("imports {0}, which `sluice gate-host` offers only with --allow-wasi-http")]
+    HttpNotAllowed(String),
     /// Larger than a plugin may be, or it needs more than the pool has.
     #[error("{0}")]
     TooLarge(String),
@@ -604,7 +607,7 @@ impl LoadError {
         match self {
             Self::NotAComponent(_) => "NotAComponent",
             Self::UnsupportedContract { .. } => "UnsupportedContract",
-            Self::UnsupportedImport(_) => "UnsupportedImport",
+            Self::UnsupportedImport(_) | Self::HttpNotAllowed(_) => "UnsupportedImport",
             Self::TooLarge(_) => "TooLarge",
             Self::CompileFailed(_) => "CompileFailed",
             Self::BadDescription(_) => "BadDescription",

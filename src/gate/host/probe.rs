@@ -99,7 +99,7 @@ const BATCH: usize = 1_000;
 
 /// Bytes of bodies handed over by one call of `send`, shared equally by its requests: what is held for a
 /// guest counts in nobody's memory limit until the guest has it.
-const BODIES: usize = 16 << 20;
+pub(super) const BODIES: usize = 16 << 20;
 
 /// Time of one request that says nothing else. A request that nobody answers should leave time for a verdict.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ const HEADER_BYTES: usize = 16 << 10;
 const QUOTE: usize = 128;
 
 /// Headers of the connection, not of the request: whoever may set them may smuggle a second request.
-const CONNECTION_HEADERS: [&str; 11] = [
+pub(super) const CONNECTION_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
     "expect",
@@ -127,7 +127,7 @@ const CONNECTION_HEADERS: [&str; 11] = [
 ];
 
 /// Headers for the host itself, in contracts of ours and of others: never sent.
-const OURS: &str = "x-gate-";
+pub(super) const OURS: &str = "x-gate-";
 
 /// Why a request is not sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -315,7 +315,7 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, Refusal> {
 
 impl State {
     /// Judges one request and takes it out of the budget.
-    fn admit(&mut self, position: usize, request: Request, share: usize) -> Result<Exchange, Failure> {
+    pub(super) fn admit(&mut self, position: usize, request: Request, share: usize) -> Result<Exchange, Failure> {
         if position >= BATCH {
             return Err(failure(Kind::Invalid, format!("more than {BATCH} requests in one call")));
         }
@@ -398,7 +398,7 @@ impl State {
 }
 
 /// Sends a request, and takes the trial's secrets out of the answer.
-async fn exchanged(exchange: Exchange, credentials: &[Credential]) -> Result<Response, Failure> {
+pub(super) async fn exchanged(exchange: Exchange, credentials: &[Credential]) -> Result<Response, Failure> {
     let max_body = exchange.max_body;
     // A secret that is cut in two is no less one.
     let exchange = Exchange { max_body: max_body + credentials::longest(credentials), ..exchange };

@@ -8,10 +8,15 @@ use super::{assert_blames, assert_nobody_came, assert_passes, component, contrac
 
 /// A gate that does one thing with WASI.
 pub(super) fn wasi(instruction: &str) -> Bytes {
-    let read = |file: &str| std::fs::read_to_string(root().join("tests/fixtures/gates").join(file)).unwrap();
-    let module = module("wasi", &[("instruction", instruction)]);
-    let module = module.replacen("(module", &format!("(module {}", read("wasi_imports.wat")), 1);
-    let wit = read("wasi.wit");
+    importing("wasi", &[("instruction", instruction)])
+}
+
+/// The component of a fixture that imports more than the contract: what is in the files beside it.
+pub(super) fn importing(name: &str, words: &[(&str, &str)]) -> Bytes {
+    let read = |file: String| std::fs::read_to_string(root().join("tests/fixtures/gates").join(file)).unwrap();
+    let module = module(name, words);
+    let module = module.replacen("(module", &format!("(module {}", read(format!("{name}_imports.wat"))), 1);
+    let wit = read(format!("{name}.wit"));
     // Every interface of it, whether the fixture needs it or only one that it needs does.
     let (mut package, mut imports) = (String::new(), String::new());
     for line in wit.lines().map(str::trim) {
