@@ -359,7 +359,8 @@ mod tests {
     #[test]
     fn threat_01_only_ready_pods_that_the_deployment_made_are_targets() {
         assert_eq!(dialled(&observed()), ["10.0.0.1:80", "10.1.0.1:8000", "10.1.0.2:8000"]);
-        let changes: [(&str, fn(&mut Value)); 10] = [
+        type Change = fn(&mut Value);
+        let changes: [(&str, Change); 10] = [
             ("no owner", |pod| pod["metadata"]["ownerReferences"] = json!([])),
             ("another Deployment's", |pod| pod["metadata"]["ownerReferences"][0]["name"] = "other-1a2b".into()),
             ("another template's", |pod| pod["metadata"]["labels"][TEMPLATE_HASH] = "3c4d".into()),

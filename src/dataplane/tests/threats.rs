@@ -78,7 +78,8 @@ fn pass() -> Outcome {
 
 #[test]
 fn threat_23_a_verdict_is_dropped_where_what_it_was_about_has_changed_meanwhile() {
-    let changes: [(&str, fn(&mut World)); 3] = [
+    type Change = fn(&mut World);
+    let changes: [(&str, Change); 3] = [
         ("the spec", |world| {
             world.image("kong:3.11");
             world.approve();
