@@ -67,6 +67,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
                     // These come when the trial starts, and are forgotten with it.
                     credentials: Vec::new(),
                     identity: None,
+                    absent: planned.absent.clone(),
                 },
                 candidate: planned.candidate.clone(),
                 stable: planned.stable.clone(),

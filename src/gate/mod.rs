@@ -7,7 +7,7 @@
 //! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
 //! | `plugin` | bytes -> checked, and, once compiled, linked |
 //! | `compile` | bytes -> code: a child that compiles, and a cache of what it made |
-//! | `offer` | what a guest is linked with: the contract, and WASI with nothing behind it |
+//! | `offer` | what a guest is linked with: the contract, WASI with nothing behind it, and `wasi:http` where it is allowed |
 //! | `reach` | what lies outside an upgrade, as the operator configured it |
 //! | `schema` | settings against a plugin's JSON Schema |
 //! | `store` | one run: a fresh store, its limits, and what its end means |

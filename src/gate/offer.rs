@@ -2,7 +2,7 @@
 
 use wasmtime::{Engine, Result, component::Linker};
 
-use super::{bindings::Track, store::State};
+use super::{bindings::Track, host::http, store::State};
 
 /// The contract's package, without a version.
 const PACKAGE: &str = "sluice:gate";
@@ -14,17 +14,22 @@ const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:
 pub(super) struct Offer {
     pub(super) linker: Linker<State>,
     tracks: &'static [Track],
+    /// Whether the operator allows `wasi:http`.
+    http: bool,
 }
 
 impl Offer {
-    /// Every interface of `tracks`, and WASI.
-    pub(super) fn new(engine: &Engine, tracks: &'static [Track]) -> Result<Self> {
+    /// Every interface of `tracks`, and WASI, `wasi:http` where it is allowed.
+    pub(super) fn new(engine: &Engine, tracks: &'static [Track], http: bool) -> Result<Self> {
         let mut linker = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         for track in tracks {
             (track.link)(&mut linker)?;
         }
-        Ok(Self { linker, tracks })
+        if http {
+            http::link(&mut linker)?;
+        }
+        Ok(Self { linker, tracks, http })
     }
 
     /// The contract that a component which exports this speaks, `sluice:gate@0.1.0`, and its track.
@@ -46,6 +51,7 @@ impl Offer {
         let ours = self.interface(import).is_some_and(|(name, _, track)| track.imports.contains(&name));
         let wasi = WASI.iter().any(|package| import.starts_with(package));
         ours || wasi && import.split_once('@').is_some_and(|(_, version)| is_of(version, "0.2"))
+            || self.http && is_http(import)
     }
 
     /// Name, version and track of an interface of our package.
@@ -54,6 +60,11 @@ impl Offer {
         let track = self.tracks.iter().find(|track| is_of(version, track.version))?;
         Some((interface, version, track))
     }
+}
+
+/// Whether this is what `wasi:http` would offer.
+pub(super) fn is_http(import: &str) -> bool {
+    import.split_once('@').is_some_and(|(name, version)| http::INTERFACES.contains(&name) && is_of(version, "0.2"))
 }
 
 /// Whether `0.1.7` is of `0.1`.
@@ -67,7 +78,7 @@ mod tests {
     use crate::gate::bindings::TRACKS;
 
     fn offer() -> Offer {
-        Offer::new(&Engine::default(), TRACKS).unwrap()
+        Offer::new(&Engine::default(), TRACKS, false).unwrap()
     }
 
     fn contract(exports: &[&str]) -> Option<String> {
@@ -106,6 +117,15 @@ mod tests {
             "wasi:keyvalue/store@0.2.0",
             "trial",
         ] {
+            assert!(!offer.has(import), "{import}");
+        }
+    }
+
+    #[test]
+    fn http_is_offered_where_it_is_allowed_and_only_to_send() {
+        let offer = Offer::new(&Engine::default(), TRACKS, true).unwrap();
+        assert!(offer.has("wasi:http/types@0.2.12") && offer.has("wasi:http/outgoing-handler@0.2.0"));
+        for import in ["wasi:http/incoming-handler@0.2.12", "wasi:http/types@0.3.0", "wasi:http/client@0.3.0"] {
             assert!(!offer.has(import), "{import}");
         }
     }

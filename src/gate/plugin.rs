@@ -5,7 +5,12 @@ use wasmtime::{
     component::{Component, types::ComponentItem},
 };
 
-use super::{bindings::Prepared, engine, offer::Offer, text};
+use super::{
+    bindings::Prepared,
+    engine,
+    offer::{Offer, is_http},
+    text,
+};
 use crate::model::trial::LoadError;
 
 /// Bytes of a component. CPython gates have 18 to 20 MB; nothing honest is larger.
@@ -60,7 +65,9 @@ pub(super) fn fit(engine: &Engine, offer: &Offer, component: &Component) -> Resu
         return Err(unsupported(if exports.is_empty() { "nothing".into() } else { exports.join(", ") }));
     };
     if let Some(import) = imports.iter().find(|import| !offer.has(import)) {
-        return Err(LoadError::UnsupportedImport(text::cut(import, MESSAGE)));
+        let import = text::cut(import, MESSAGE);
+        let refused = if is_http(&import) { LoadError::HttpNotAllowed } else { LoadError::UnsupportedImport };
+        return Err(refused(import));
     }
     let linked = offer.linker.instantiate_pre(component);
     // By name it fits; a function of it may still be newer than this host.

@@ -130,7 +130,7 @@ impl LocalGateHost {
             .enable_all()
             .build()?;
         let sandbox = Sandbox::new(trials, compiler.of_engine())?;
-        let offer = Offer::new(sandbox.engine(), TRACKS);
+        let offer = Offer::new(sandbox.engine(), TRACKS, reach.wasi_http);
         let shared = Shared {
             offer: offer.map_err(|error| StartError::Engine(format!("{error:#}")))?,
             sandbox,

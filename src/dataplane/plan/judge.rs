@@ -683,6 +683,21 @@ mod tests {
     }
 
     #[test]
+    fn threat_23_a_verdict_is_about_the_bytes_that_ran_and_counts_no_longer_where_those_are_revoked() {
+        let begun = step(&[], None, 3, 0).evidence;
+        let said = |plugin| {
+            let mut observed = observed(Some(plugin));
+            observed.trials.insert(key("uid", &begun[0]), Arc::new(pass().expect("a report")));
+            judge(&[gate(3)], &begun, &[], bench(&observed, 1))
+        };
+        let replaced = said(Plugin::Ready(Digest::from("sha256:b".to_owned())));
+        assert_eq!((replaced.judgement, replaced.evidence[0].digest.as_str()), (Judgement::Passed, "sha256:a"));
+        let revoked = said(Plugin::Revoked);
+        assert_eq!((revoked.judgement, revoked.evidence[0].outcome), (Judgement::Held, GateOutcome::Error));
+        assert_eq!(revoked.evidence[0].digest, "");
+    }
+
+    #[test]
     fn a_revoked_plugin_voids_its_pass_and_is_asked_afresh_when_it_is_back() {
         let begun = step(&[], None, 3, 0).evidence;
         let passed = step(&begun, Some(Outcome::Pass(reason("Good"))), 3, 1).evidence;

@@ -7,6 +7,7 @@
 //! | 3.3: transitions of `RolledOut` | [`transitions`], `t_...`, a row each |
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
+//! | threats that decisions answer | [`threats`], `threat_...`, by the numbers that the tests of the gate host have too |
 //!
 //! [`world`] plays the cluster around the pure corridor. Tables of one stage are in that stage: versions of images and
 //! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
@@ -15,5 +16,6 @@
 mod defects;
 mod kong_units;
 mod situations;
+mod threats;
 mod transitions;
 mod world;

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_and_says_what_to_do() {
+    fn threat_19_everything_else_is_refused_and_says_what_to_do() {
         let index = refused(|manifest| *manifest = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}));
         assert!(index.1.contains("index") && index.1.contains("digest"), "{}", index.1);
         let spin = refused(|manifest| manifest["layers"][0]["mediaType"] = json!(SPIN_LAYER));

@@ -4,6 +4,7 @@ mod compile;
 mod fixtures;
 mod guests;
 mod hostile;
+mod http;
 mod limits;
 mod load;
 mod outside;
