@@ -1,12 +1,15 @@
 //! The gate host against guests that behave and guests that do not. Needs no cluster.
 
 mod compile;
+mod confined;
 mod fixtures;
 mod guests;
 mod hostile;
 mod limits;
 mod load;
 mod outside;
+mod process;
+mod replace;
 mod smoke;
 mod smuggling;
 mod targets;
