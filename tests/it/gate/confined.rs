@@ -239,7 +239,7 @@ async fn answer(
             (StatusCode::NOT_FOUND, Json(status)).into_response()
         }
         (Method::GET, [.., resource]) if query.is_some_and(|query| query.contains("watch=true")) => {
-            watched.send_modify(|watched| drop(watched.insert((*resource).to_owned())));
+            watched.send_if_modified(|watched| watched.insert((*resource).to_owned()));
             Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()).into_response()
         }
         (Method::GET, _) => {
