@@ -1,6 +1,7 @@
 //! The gate host against guests that behave and guests that do not. Needs no cluster.
 
 mod compile;
+mod confined;
 mod fixtures;
 mod guests;
 mod hostile;
@@ -8,6 +9,8 @@ mod http;
 mod limits;
 mod load;
 mod outside;
+mod process;
+mod replace;
 mod smoke;
 mod smuggling;
 mod targets;
