@@ -10,6 +10,9 @@ const PACKAGE: &str = "sluice:gate";
 /// The packages of WASI 0.2 that are linked, with nothing behind them.
 const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 
+/// Digits of a patch.
+const PATCH: usize = 5;
+
 /// Everything that guests are linked with: made once for an engine, as it is the same for all of them.
 pub(super) struct Offer {
     pub(super) linker: Linker<State>,
@@ -67,9 +70,11 @@ pub(super) fn is_http(import: &str) -> bool {
     import.split_once('@').is_some_and(|(name, version)| http::INTERFACES.contains(&name) && is_of(version, "0.2"))
 }
 
-/// Whether `0.1.7` is of `0.1`.
+/// Whether `0.1.7` is of `0.1`. A patch is a number and nothing behind it: versions are shown to people, and what a linker
+/// takes for the same may go on for pages (`0.1.0+...`).
 fn is_of(version: &str, track: &str) -> bool {
-    version.strip_prefix(track).is_some_and(|patch| patch.starts_with('.'))
+    let patch = version.strip_prefix(track).and_then(|patch| patch.strip_prefix('.'));
+    patch.is_some_and(|patch| (1..=PATCH).contains(&patch.len()) && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -93,7 +98,14 @@ mod tests {
 
     #[test]
     fn other_versions_are_not() {
-        for export in ["sluice:gate/evaluator@0.2.0", "sluice:gate/evaluator@0.10.0", "sluice:gate/evaluator"] {
+        for export in [
+            "sluice:gate/evaluator@0.2.0",
+            "sluice:gate/evaluator@0.10.0",
+            "sluice:gate/evaluator@0.1.0+a",
+            "sluice:gate/evaluator@0.1.100000",
+            "sluice:gate/evaluator@0.1.",
+            "sluice:gate/evaluator",
+        ] {
             assert_eq!(contract(&[export]), None, "{export}");
         }
         assert_eq!(contract(&[]), None);
@@ -111,6 +123,8 @@ mod tests {
         for import in [
             "sluice:gate/evaluator@0.1.0",
             "sluice:gate/trial@0.2.0",
+            "sluice:gate/trial@0.1.0+a",
+            "wasi:cli/stderr@0.2.0-rc",
             "wasi:cli/stderr@0.3.0",
             "wasi:cli/stderr@0.20.0",
             "wasi:http/outgoing-handler@0.2.0",

@@ -16,6 +16,10 @@ use crate::model::trial::LoadError;
 /// Bytes of a component. CPython gates have 18 to 20 MB; nothing honest is larger.
 pub(super) const SIZE: usize = 32 << 20;
 
+/// Interfaces of one component. All that is offered are some thirty; the same in a hundred versions would fill the plugin's
+/// status.
+const IMPORTS: usize = 128;
+
 /// Bytes of an engine's complaint.
 const MESSAGE: usize = 512;
 
@@ -68,6 +72,10 @@ pub(super) fn fit(engine: &Engine, offer: &Offer, component: &Component) -> Resu
         let import = text::cut(import, MESSAGE);
         let refused = if is_http(&import) { LoadError::HttpNotAllowed } else { LoadError::UnsupportedImport };
         return Err(refused(import));
+    }
+    if imports.len() > IMPORTS {
+        let message = format!("the plugin imports {} interfaces, at most {IMPORTS} are given", imports.len());
+        return Err(LoadError::TooLarge(message));
     }
     let linked = offer.linker.instantiate_pre(component);
     // By name it fits; a function of it may still be newer than this host.

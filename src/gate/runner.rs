@@ -34,7 +34,7 @@ use super::{
     turns::{Turn, Turns},
 };
 use crate::model::trial::{
-    Blame, Cost, Description, Digest, Grants, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+    Blame, Cost, Digest, Grants, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
 };
 
 /// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
@@ -42,10 +42,6 @@ use crate::model::trial::{
 const QUIET_CPU: Duration = Duration::from_millis(100);
 const QUIET_MEMORY: usize = 32 << 20;
 const QUIET_WALL: Duration = Duration::from_secs(10);
-
-/// Bytes of what a plugin says of itself.
-const NAME: usize = 64;
-const SUMMARY: usize = 256;
 
 /// How much kinder than the controller: reconciles and the Lease come first on a busy node.
 const NICE: i32 = 10;
@@ -235,15 +231,9 @@ impl Shared {
 
         let described = self.describe(fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
-        let compiled = tokio::task::spawn_blocking(move || Schema::compile(&described.settings_schema)).await;
+        let compiled = tokio::task::spawn_blocking(move || bindings::description(described)).await;
         let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
-        let (settings_schema, schema) = compiled.map_err(LoadError::BadDescription)?;
-        let description = Description {
-            name: text::cut(&described.name, NAME),
-            version: text::cut(&described.version, NAME),
-            summary: text::cut(&described.summary, SUMMARY),
-            settings_schema,
-        };
+        let (description, schema) = compiled.map_err(LoadError::BadDescription)?;
         let loaded =
             Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
         let plugin =

@@ -32,6 +32,8 @@ pub use installed::{Held, Installed};
 pub use library::Library;
 pub use limits::{Ceiling, LimitsError};
 pub use object::PluginObject;
+#[cfg(any(test, fuzzing))]
+pub(crate) use source::fuzzing;
 pub use source::{
     Admitted, Allowed, Cache, Fetcher, Objects, Reason, Refusal, Request, SourceError, Sources, SourcesError,
 };

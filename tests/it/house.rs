@@ -18,6 +18,10 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
         }
         for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
             let path = entry.unwrap().path();
+            // What a build leaves where it was not told another place is nobody's source.
+            if path.ends_with("target") {
+                continue;
+            }
             if path.is_dir() || path.extension().is_some_and(|extension| extension == "rs") {
                 folders.push(path);
             }

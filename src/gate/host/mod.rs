@@ -5,6 +5,8 @@
 pub(super) mod credentials;
 pub(super) mod egress;
 pub(super) mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 pub(super) mod http;
 pub(super) mod metrics;
 pub(super) mod probe;

@@ -167,7 +167,7 @@ impl Table<'_> {
     ///
     /// # Errors
     /// The first reason not to send it.
-    fn check(&self, request: Request, max_body: usize) -> Result<Exchange, Refusal> {
+    pub(super) fn check(&self, request: Request, max_body: usize) -> Result<Exchange, Refusal> {
         let options = Options::read(&request.options, max_body)?;
         let granted = self.find(&request.target, &options)?;
         let method = Method::ALL.into_iter().find(|method| method.as_str() == request.method);

@@ -239,7 +239,6 @@ async fn a_thousand_replacements_lose_no_trial_mix_up_no_verdict_and_leave_nothi
         (settled, after, mapped, trials)
     })
     .await;
-    println!("{settled} {after} {} {trials}", mapped.len());
     assert_eq!(said, "");
     assert!(trials > REPLACEMENTS, "{trials}");
     // Those that are used, and those whose memory waits in the pool for a next trial.
