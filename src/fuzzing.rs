@@ -28,7 +28,7 @@ pub(crate) fn assert_shown(text: &str, limit: usize) {
     assert!(!text.contains(obeyed), "{text:?}");
 }
 
-/// Text of any bytes, and the first line of it with what is left.
+/// The first line of a text, and what is left.
 pub(crate) fn lines(text: &str) -> (&str, &str) {
     text.split_once('\n').unwrap_or((text, ""))
 }

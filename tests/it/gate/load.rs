@@ -111,6 +111,22 @@ async fn a_component_that_needs_more_than_the_pool_has_is_refused_with_numbers()
 }
 
 #[tokio::test]
+async fn a_component_that_imports_the_same_in_more_versions_than_a_status_holds_is_refused() {
+    let import = |patch| format!("(import \"sluice:gate/trial@0.1.{patch}\" (instance))");
+    let with = |imports: u32| {
+        let imports: String = (0..imports).map(import).collect();
+        let export =
+            r#"(component $c) (instance $i (instantiate $c)) (export "sluice:gate/evaluator@0.1.0" (instance $i))"#;
+        wat::parse_str(format!("(component {imports} {export})")).unwrap().into()
+    };
+    let host = host();
+    let error = refused(&host, with(129)).await;
+    assert_eq!(error, LoadError::TooLarge("the plugin imports 129 interfaces, at most 128 are given".into()));
+    // Its evaluator is empty.
+    assert!(matches!(refused(&host, with(128)).await, LoadError::UnsupportedContract { .. }));
+}
+
+#[tokio::test]
 async fn a_component_without_an_evaluator_is_refused() {
     let error = refused(&host(), wat::parse_str("(component)").unwrap().into()).await;
     let wanted = LoadError::UnsupportedContract { supported: "sluice:gate@0.1".into(), found: "nothing".into() };
