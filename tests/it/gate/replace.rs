@@ -208,8 +208,7 @@ async fn upgrades(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_replacements_lose_no_trial_mix_up_no_verdict_and_leave_nothing_behind() {
     let (gates, plugin) = (Arc::new(Gates::new()), PluginKey::of_namespace("ns", "smoke"));
-    let first = "export SLUICE_LOG=warn";
-    let ((settled, after, mapped, trials), said) = process(first, PATIENCE, async |host, proc| {
+    let ((settled, after, mapped, trials), said) = process("export SLUICE_LOG=warn", PATIENCE, async |host, proc| {
         let (cluster, installed, stop) = (Cluster::new(), Installed::awaiting(1), CancellationToken::new());
         let _controller = controller(&cluster, Arc::clone(host), installed.clone());
         let mut changes = pin!(installed.changes());
