@@ -219,10 +219,10 @@ fn pool(trials: u32) -> PoolingAllocationConfig {
         // Bookkeeping of one instance: vastly more than the largest seen, a bound all the same.
         .max_component_instance_size(4 << 20)
         .max_core_instance_size(2 << 20)
-        // Pages kept for the next trial. With 1 MiB a thousand ended gates left 1,171 MB resident instead of
-        // 482, and it was slower.
-        .linear_memory_keep_resident(64 << 10)
-        .table_keep_resident(64 << 10)
+        // No pages are kept for the next trial: with 64 KiB of each memory a thousand ended gates left 200 MB behind, and what
+        // a fresh page costs is little beside an evaluation.
+        .linear_memory_keep_resident(0)
+        .table_keep_resident(0)
         // Slots that remember the plugin they ran last; beyond a few, the memory is worth more.
         .max_unused_warm_slots(16);
     pool

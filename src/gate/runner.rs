@@ -1,7 +1,7 @@
 //! The gate host in this process: plugins by digest, a runtime of their own, and a permit for every trial.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     future::Future,
     num::{NonZeroU32, NonZeroUsize},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -42,6 +42,9 @@ use crate::model::trial::{
 const QUIET_CPU: Duration = Duration::from_millis(100);
 const QUIET_MEMORY: usize = 32 << 20;
 const QUIET_WALL: Duration = Duration::from_secs(10);
+
+/// Settings of a plugin that are known to fit its schema: gates of so many policies that use it.
+const FITTING: usize = 8;
 
 /// How much kinder than the controller: reconciles and the Lease come first on a busy node.
 const NICE: i32 = 10;
@@ -88,13 +91,13 @@ struct Shared {
 struct Plugin {
     prepared: Box<dyn Prepared>,
     schema: Schema,
-    /// Settings that fit the schema: those of its last trial, most likely those of its next.
-    fitting: Mutex<Option<Value>>,
+    /// Settings that fit the schema: those of its last trials, most likely those of its next.
+    fitting: Mutex<VecDeque<Value>>,
     loaded: Loaded,
 }
 
 impl Plugin {
-    fn fitting(&self) -> MutexGuard<'_, Option<Value>> {
+    fn fitting(&self) -> MutexGuard<'_, VecDeque<Value>> {
         self.fitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -315,14 +318,16 @@ impl Shared {
 
 /// Checks settings against a plugin's schema, away from the threads that run guests.
 async fn schema_problems(plugin: &Arc<Plugin>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
-    if plugin.fitting().as_ref() == Some(settings) {
+    if plugin.fitting().contains(settings) {
         return Ok(Vec::new());
     }
     let (plugin, settings) = (Arc::clone(plugin), settings.clone());
     let checked = tokio::task::spawn_blocking(move || {
         let problems = plugin.schema.problems(&settings);
         if problems.is_empty() {
-            *plugin.fitting() = Some(settings);
+            let mut fitting = plugin.fitting();
+            fitting.truncate(FITTING - 1);
+            fitting.push_front(settings);
         }
         problems
     });

@@ -32,9 +32,9 @@ const PATTERNS: usize = 64;
 const PROBLEMS: usize = 16;
 const MESSAGE: usize = 512;
 
-/// A compiled schema.
+/// A schema that can be compiled, as text: compiled, it takes many times the memory, and is asked about new settings only.
 #[derive(Debug)]
-pub(super) struct Schema(Validator);
+pub(super) struct Schema(Box<str>);
 
 impl Schema {
     /// Reads and compiles `text`.
@@ -45,36 +45,44 @@ impl Schema {
         if text.len() > SIZE {
             return Err(format!("the settings schema has {} bytes, at most {SIZE} are taken", text.len()));
         }
-        let schema: Value =
-            serde_json::from_str(text).map_err(|error| format!("the settings schema is not JSON: {error}"))?;
+        let schema = read(text)?;
         Walk::through(&schema)?;
-        let validator = jsonschema::options()
-            .offline()
-            // Linear time: the default engine backtracks.
-            .with_pattern_options(PatternOptions::regex().size_limit(PATTERN).dfa_size_limit(PATTERN))
-            .build(&schema)
-            .map_err(|error| {
-                let message = text::cut(&error.to_string(), MESSAGE);
-                format!("the settings schema is not a JSON Schema: {message}")
-            })?;
-        Ok((schema, Self(validator)))
+        validator(&schema)?;
+        Ok((schema, Self(text.into())))
     }
 
     /// What is wrong with `settings`, at most 16 problems.
     pub(super) fn problems(&self, settings: &Value) -> Vec<Problem> {
+        let problem = |message| vec![Problem { pointer: String::new(), message }];
         if settings.to_string().len() > SETTINGS {
-            let message = format!("more than {SETTINGS} bytes of settings");
-            return vec![Problem { pointer: String::new(), message }];
+            return problem(format!("more than {SETTINGS} bytes of settings"));
         }
-        self.0
-            .iter_errors(settings)
-            .take(PROBLEMS)
-            .map(|error| Problem {
-                pointer: text::cut(&error.instance_path().to_string(), MESSAGE),
-                message: text::cut(&error.to_string(), MESSAGE),
-            })
-            .collect()
+        let validator = match read(&self.0).and_then(|schema| validator(&schema)) {
+            Ok(validator) => validator,
+            // It could be compiled before: this machine is at its end.
+            Err(error) => return problem(error),
+        };
+        let problems = validator.iter_errors(settings).take(PROBLEMS).map(|error| Problem {
+            pointer: text::cut(&error.instance_path().to_string(), MESSAGE),
+            message: text::cut(&error.to_string(), MESSAGE),
+        });
+        problems.collect()
     }
+}
+
+fn read(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("the settings schema is not JSON: {error}"))
+}
+
+fn validator(schema: &Value) -> Result<Validator, String> {
+    let options = jsonschema::options()
+        .offline()
+        // Linear time: the default engine backtracks.
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN).dfa_size_limit(PATTERN));
+    options.build(schema).map_err(|error| {
+        let message = text::cut(&error.to_string(), MESSAGE);
+        format!("the settings schema is not a JSON Schema: {message}")
+    })
 }
 
 /// A walk through everything that a validator made of a schema does, before there is one: with references followed, and with
