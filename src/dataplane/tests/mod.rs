@@ -8,6 +8,8 @@
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
 //!
+//! [`writes`] sends what a pass writes to an API that refuses what was decided on something else.
+//!
 //! [`world`] plays the cluster around the pure corridor. Tables of one stage are in that stage: versions of images and
 //! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
 //! in [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
@@ -17,3 +19,4 @@ mod kong_units;
 mod situations;
 mod transitions;
 mod world;
+mod writes;
