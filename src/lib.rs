@@ -50,7 +50,8 @@
 //! | [`gate`] | runs trials; knows WebAssembly, not Kubernetes |
 //!
 //! Outside of `src`: `wit/` is the wall, `plugins/` the guest's side of it, `deploy/` what an admin applies, `tests/`
-//! what needs more than one room and the cluster it runs on.
+//! what needs more than one room and the cluster it runs on. `fuzzing`, in tests and under `tests/fuzz` only, is what has to
+//! hold of everything that strangers write.
 //!
 //! # What is deliberately absent
 //!
@@ -78,6 +79,8 @@ pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod dataplane;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gate;
 pub mod gateplugin;
 pub mod model;

@@ -88,7 +88,7 @@ impl Default for Metrics {
         registry.register("reconcile_errors", "Passes over an object that ended in an error", errors.clone());
         // A pass at rest reads caches and takes well under a millisecond; one that compiles a plugin takes seconds.
         let seconds: Family<Kind, Histogram> =
-            Family::new_with_constructor(|| Histogram::new([0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 30.0]));
+            Family::new_with_constructor(|| Histogram::new([0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]));
         registry.register("reconcile_duration_seconds", "Time of one pass over an object", seconds.clone());
         let writes = Family::default();
         registry.register("writes", "Requests that changed something in the cluster", writes.clone());

@@ -32,7 +32,9 @@ use crate::{
 ///
 /// It runs the gates of the operator that shares its socket: WebAssembly components, each trial in a sandbox of its own.
 /// It needs no cluster and should have no token.
+// The last of a flag counts, as with kubectl and Kong's operator.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(super) struct Flags {
     /// Socket to listen on; who may open it may run gates
     #[arg(long, env = "SLUICE_GATE_HOST", default_value = process::SOCKET, value_name = "FILE")]
@@ -65,6 +67,11 @@ pub(super) struct Flags {
     #[arg(long, env = "SLUICE_PROMETHEUS", value_name = "URL", help_heading = "Outside")]
     prometheus: Option<Prometheus>,
 
+    /// Let gates that bring an HTTP client import wasi:http 0.2; its requests go to the targets of their trial, and nowhere
+    /// else
+    #[arg(long, env = "SLUICE_ALLOW_WASI_HTTP", help_heading = "Outside")]
+    allow_wasi_http: bool,
+
     /// PEM file of the authorities that hosts outside are trusted for; default: this machine's
     #[arg(long, env = "SLUICE_CA_FILE", value_name = "FILE", help_heading = "Outside")]
     ca_file: Option<PathBuf>,
@@ -96,6 +103,7 @@ async fn host(flags: Flags) -> Result<(), Failure> {
     let capacity = Capacity { trials: flags.max_concurrent_trials, ..Capacity::default() };
     let mut reach = Reach::trusting(roots(flags.ca_file.as_deref())?);
     reach.prometheus = flags.prometheus.clone();
+    reach.wasi_http = flags.allow_wasi_http;
     let compiler = compiler(&flags)?;
     open_many_files();
     let host = LocalGateHost::reaching(reach, capacity, compiler).map_err(|error| {

@@ -16,6 +16,7 @@ use super::{apply::certificate::Authority, reconcile::Context};
 use crate::{
     api::DataPlane,
     gate::jobs::Voice,
+    gateplugin::Held,
     model::{
         Intent, Plan, PluginKey, grants,
         names::GATE_CREDENTIAL,
@@ -41,10 +42,15 @@ pub fn owner(dataplane: &ObjectRef<DataPlane>) -> String {
     format!("{}/{}", dataplane.namespace.as_deref().unwrap_or_default(), dataplane.name)
 }
 
+/// Keeps the bytes that judge by a plan, whatever is installed meanwhile. Before it goes on record: of a pass that fails at
+/// that, a part may be on record all the same.
+pub fn pin(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
+    ctx.installed.pin(&owner(&ObjectRef::from_obj(dataplane)), pins(plan));
+}
+
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
-    ctx.installed.pin(&owner, pins(plan));
     ctx.trials.advance(
         &owner,
         plan.trials.iter().map(|planned| {
@@ -67,6 +73,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
                     // These come when the trial starts, and are forgotten with it.
                     credentials: Vec::new(),
                     identity: None,
+                    absent: planned.absent.clone(),
                 },
                 candidate: planned.candidate.clone(),
                 stable: planned.stable.clone(),
@@ -151,11 +158,9 @@ pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKe
         .collect()
 }
 
-/// The plugins that the gates of an intent name, as this process has them.
-#[must_use]
-pub fn plugins(ctx: &Context, intent: &Intent) -> BTreeMap<PluginKey, Plugin> {
-    let keys = intent.rules.gates.iter().map(|gate| &gate.plugin);
-    keys.filter_map(|key| Some((key.clone(), ctx.installed.get(key)?))).collect()
+/// The plugins that the gates of an intent name, as this process has them. What is ready stays so while it is held.
+pub fn plugins(ctx: &Context, intent: &Intent) -> (BTreeMap<PluginKey, Plugin>, Held) {
+    ctx.installed.lend(intent.rules.gates.iter().map(|gate| gate.plugin.clone()))
 }
 
 /// Asks every Pod for a connection until it answers.

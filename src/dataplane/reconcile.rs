@@ -125,9 +125,10 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let policies: Vec<_> = policies.iter().map(AsRef::as_ref).collect();
 
     let intent = check::read(&dataplane, &policies, ctx.validate_images, &ctx.ceilings); // pure
+    let (plugins, _held) = jobs::plugins(&ctx, &intent); // what can be run now can be run when this pass says so
     let observed = Observed {
         // caches and this process only
-        plugins: jobs::plugins(&ctx, &intent),
+        plugins,
         trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),
@@ -137,6 +138,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let observed = plan::adopt::complete(&intent, observed); // pure
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail
     let planned = build::render(&intent, &observed, &plan); // pure
+    jobs::pin(&ctx, &dataplane, &plan); // and afterwards
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
     if plan.confirms

@@ -7,7 +7,7 @@
 //! | `runner` | [`LocalGateHost`]: plugins by digest, threads of their own, a permit for every trial |
 //! | `plugin` | bytes -> checked, and, once compiled, linked |
 //! | `compile` | bytes -> code: a child that compiles, and a cache of what it made |
-//! | `offer` | what a guest is linked with: the contract, and WASI with nothing behind it |
+//! | `offer` | what a guest is linked with: the contract, WASI with nothing behind it, and `wasi:http` where it is allowed |
 //! | `reach` | what lies outside an upgrade, as the operator configured it |
 //! | `schema` | settings against a plugin's JSON Schema |
 //! | `store` | one run: a fresh store, its limits, and what its end means |
@@ -15,7 +15,7 @@
 //! | `meter`, `limits` | the CPU budget; the memory limit |
 //! | `host` | what a guest may call: one file per interface |
 //! | `bindings` | the contract as Rust, one file per version, and what answers mean |
-//! | `text` | a guest's words on their way to people |
+//! | `text` | a stranger's words on their way to people |
 //! | `turns` | who may run next, fair between namespaces |
 //!
 //! A run goes `runner` -> `store` -> guest -> `host` and back, and whatever happens on the way is an
@@ -25,6 +25,8 @@ mod bindings;
 mod compile;
 mod door;
 mod engine;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod host;
 mod limits;
 mod meter;
@@ -34,9 +36,9 @@ mod reach;
 mod runner;
 mod schema;
 mod store;
-mod text;
 
 pub mod jobs;
+pub(crate) mod text;
 pub mod turns;
 
 use async_trait::async_trait;

@@ -5,11 +5,20 @@ use wasmtime::{
     component::{Component, types::ComponentItem},
 };
 
-use super::{bindings::Prepared, engine, offer::Offer, text};
+use super::{
+    bindings::Prepared,
+    engine,
+    offer::{Offer, is_http},
+    text,
+};
 use crate::model::trial::LoadError;
 
 /// Bytes of a component. CPython gates have 18 to 20 MB; nothing honest is larger.
 pub(super) const SIZE: usize = 32 << 20;
+
+/// Interfaces of one component. All that is offered are some thirty; the same in a hundred versions would fill the plugin's
+/// status.
+const IMPORTS: usize = 128;
 
 /// Bytes of an engine's complaint.
 const MESSAGE: usize = 512;
@@ -60,7 +69,13 @@ pub(super) fn fit(engine: &Engine, offer: &Offer, component: &Component) -> Resu
         return Err(unsupported(if exports.is_empty() { "nothing".into() } else { exports.join(", ") }));
     };
     if let Some(import) = imports.iter().find(|import| !offer.has(import)) {
-        return Err(LoadError::UnsupportedImport(text::cut(import, MESSAGE)));
+        let import = text::cut(import, MESSAGE);
+        let refused = if is_http(&import) { LoadError::HttpNotAllowed } else { LoadError::UnsupportedImport };
+        return Err(refused(import));
+    }
+    if imports.len() > IMPORTS {
+        let message = format!("the plugin imports {} interfaces, at most {IMPORTS} are given", imports.len());
+        return Err(LoadError::TooLarge(message));
     }
     let linked = offer.linker.instantiate_pre(component);
     // By name it fits; a function of it may still be newer than this host.

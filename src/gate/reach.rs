@@ -15,6 +15,8 @@ use super::host::{
 pub struct Reach {
     /// Where metrics are asked for; nowhere if absent.
     pub prometheus: Option<Prometheus>,
+    /// Whether guests may send what they are granted through `wasi:http` too.
+    pub wasi_http: bool,
     /// Finds the addresses of hosts outside.
     pub resolver: Arc<dyn Resolve>,
     /// Trusts whom the operator trusts.
@@ -22,10 +24,10 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// No Prometheus, this machine's resolver, and hosts whose certificates `roots` vouch for.
+    /// No Prometheus, no `wasi:http`, this machine's resolver, and hosts whose certificates `roots` vouch for.
     #[must_use]
     pub fn trusting(roots: RootCertStore) -> Self {
-        Self { prometheus: None, resolver: Arc::new(System), tls: exchange::verified(roots) }
+        Self { prometheus: None, wasi_http: false, resolver: Arc::new(System), tls: exchange::verified(roots) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     num::{NonZeroU32, NonZeroUsize},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -34,7 +34,7 @@ use super::{
     turns::{Turn, Turns},
 };
 use crate::model::trial::{
-    Blame, Cost, Description, Digest, Grants, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
+    Blame, Cost, Digest, Grants, Limits, LoadError, Loaded, Moment, Outcome, Problem, Report, Trial,
 };
 
 /// What a guest that is asked about itself or its settings may use: no targets, and little time. The wall
@@ -42,10 +42,6 @@ use crate::model::trial::{
 const QUIET_CPU: Duration = Duration::from_millis(100);
 const QUIET_MEMORY: usize = 32 << 20;
 const QUIET_WALL: Duration = Duration::from_secs(10);
-
-/// Bytes of what a plugin says of itself.
-const NAME: usize = 64;
-const SUMMARY: usize = 256;
 
 /// How much kinder than the controller: reconciles and the Lease come first on a busy node.
 const NICE: i32 = 10;
@@ -92,7 +88,15 @@ struct Shared {
 struct Plugin {
     prepared: Box<dyn Prepared>,
     schema: Schema,
+    /// Settings that fit the schema: those of its last trial, most likely those of its next.
+    fitting: Mutex<Option<Value>>,
     loaded: Loaded,
+}
+
+impl Plugin {
+    fn fitting(&self) -> MutexGuard<'_, Option<Value>> {
+        self.fitting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LocalGateHost {
@@ -122,7 +126,7 @@ impl LocalGateHost {
             .enable_all()
             .build()?;
         let sandbox = Sandbox::new(trials, compiler.of_engine())?;
-        let offer = Offer::new(sandbox.engine(), TRACKS);
+        let offer = Offer::new(sandbox.engine(), TRACKS, reach.wasi_http);
         let shared = Shared {
             offer: offer.map_err(|error| StartError::Engine(format!("{error:#}")))?,
             sandbox,
@@ -227,18 +231,13 @@ impl Shared {
 
         let described = self.describe(fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
-        let compiled = tokio::task::spawn_blocking(move || Schema::compile(&described.settings_schema)).await;
+        let compiled = tokio::task::spawn_blocking(move || bindings::description(described)).await;
         let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
-        let (settings_schema, schema) = compiled.map_err(LoadError::BadDescription)?;
-        let description = Description {
-            name: text::cut(&described.name, NAME),
-            version: text::cut(&described.version, NAME),
-            summary: text::cut(&described.summary, SUMMARY),
-            settings_schema,
-        };
+        let (description, schema) = compiled.map_err(LoadError::BadDescription)?;
         let loaded =
             Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
-        let plugin = Arc::new(Plugin { prepared: fitted.prepared, schema, loaded: loaded.clone() });
+        let plugin =
+            Arc::new(Plugin { prepared: fitted.prepared, schema, fitting: Mutex::default(), loaded: loaded.clone() });
         self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
         Ok(loaded)
     }
@@ -316,9 +315,18 @@ impl Shared {
 
 /// Checks settings against a plugin's schema, away from the threads that run guests.
 async fn schema_problems(plugin: &Arc<Plugin>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
+    if plugin.fitting().as_ref() == Some(settings) {
+        return Ok(Vec::new());
+    }
     let (plugin, settings) = (Arc::clone(plugin), settings.clone());
-    let problems = tokio::task::spawn_blocking(move || plugin.schema.problems(&settings)).await;
-    problems.map_err(|_| host_failed())
+    let checked = tokio::task::spawn_blocking(move || {
+        let problems = plugin.schema.problems(&settings);
+        if problems.is_empty() {
+            *plugin.fitting() = Some(settings);
+        }
+        problems
+    });
+    checked.await.map_err(|_| host_failed())
 }
 
 fn invalid_settings(problems: &[Problem]) -> Outcome {

@@ -1,5 +1,7 @@
 //! JSON Schemas of plugins. They are untrusted input: bounded before they are compiled, and never fetched.
 
+use std::collections::BTreeSet;
+
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
@@ -13,11 +15,18 @@ const SIZE: usize = 64 << 10;
 /// into more checks than a lifetime has.
 const EXPANDED: usize = 10_000;
 
+/// Levels of a schema likewise: whoever follows them does so on the stack of a thread.
+const DEPTH: usize = 128;
+
+/// What looks at everything beside and below it once more.
+const UNEVALUATED: [&str; 2] = ["unevaluatedItems", "unevaluatedProperties"];
+
 /// Bytes of settings as text: the other factor of the work.
 const SETTINGS: usize = 64 << 10;
 
-/// Bytes of one compiled regular expression.
+/// Bytes of one compiled regular expression, and how many of them there may be.
 const PATTERN: usize = 1 << 20;
+const PATTERNS: usize = 64;
 
 /// Problems told at once, and bytes of each.
 const PROBLEMS: usize = 16;
@@ -38,7 +47,7 @@ impl Schema {
         }
         let schema: Value =
             serde_json::from_str(text).map_err(|error| format!("the settings schema is not JSON: {error}"))?;
-        expanded(&schema, &schema, &mut Vec::new(), 0)?;
+        Walk::through(&schema)?;
         let validator = jsonschema::options()
             .offline()
             // Linear time: the default engine backtracks.
@@ -61,56 +70,101 @@ impl Schema {
             .iter_errors(settings)
             .take(PROBLEMS)
             .map(|error| Problem {
-                pointer: error.instance_path().to_string(),
+                pointer: text::cut(&error.instance_path().to_string(), MESSAGE),
                 message: text::cut(&error.to_string(), MESSAGE),
             })
             .collect()
     }
 }
 
-/// Counts the nodes below `node` with local references followed, on from `count`. Refuses references that
-/// never end and everything that reads other documents.
-fn expanded<'a>(root: &'a Value, node: &'a Value, open: &mut Vec<&'a str>, count: usize) -> Result<usize, String> {
-    let mut count = count + 1;
-    if count > EXPANDED {
-        return Err(format!("the settings schema has more than {EXPANDED} nodes once its references are followed"));
+/// A walk through everything that a validator made of a schema does, before there is one: with references followed, and with
+/// what it does twice walked twice. Refuses what never ends, goes too deep, or reads other documents.
+struct Walk<'a> {
+    root: &'a Value,
+    /// References that are being followed.
+    open: Vec<&'a str>,
+    patterns: BTreeSet<&'a str>,
+    depth: usize,
+    nodes: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn through(root: &'a Value) -> Result<(), String> {
+        Self { root, open: Vec::new(), patterns: BTreeSet::new(), depth: 0, nodes: 0 }.checked(root)
     }
-    match node {
-        Value::Array(items) => {
-            for item in items {
-                count = expanded(root, item, open, count)?;
-            }
+
+    /// A node that an instance is checked against.
+    fn checked(&mut self, node: &'a Value) -> Result<(), String> {
+        self.nodes += 1;
+        if self.nodes > EXPANDED {
+            return Err(format!("the settings schema has more than {EXPANDED} nodes once its references are followed"));
         }
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                count = match (name.as_str(), value) {
-                    ("$ref", Value::String(reference)) => {
-                        if open.contains(&reference.as_str()) {
-                            return Err(format!("the settings schema refers to itself through {reference:?}"));
-                        }
-                        let target = reference.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
-                        let Some(target) = target else {
-                            return Err(format!("the settings schema refers to {reference:?}, which is not in it"));
-                        };
-                        open.push(reference);
-                        let count = expanded(root, target, open, count)?;
-                        open.pop();
-                        count
-                    }
-                    // Other ways to refer; no generator of schemas for settings needs them.
-                    (
-                        "$dynamicRef" | "$recursiveRef" | "$id" | "id" | "$anchor" | "$dynamicAnchor",
-                        Value::String(_),
-                    ) => {
-                        return Err(format!("the settings schema uses {name}, which is not taken"));
-                    }
-                    _ => expanded(root, value, open, count)?,
+        self.below(node, Self::checked)?;
+        // What was not evaluated is known when everything else was, below as well: once more.
+        if UNEVALUATED.iter().any(|keyword| node.get(keyword).is_some()) {
+            self.below(node, Self::evaluated)?;
+        }
+        Ok(())
+    }
+
+    /// A node that is asked what of an instance it evaluates: if the instance fits it, whatever its own nodes evaluate.
+    fn evaluated(&mut self, node: &'a Value) -> Result<(), String> {
+        self.checked(node)?;
+        self.below(node, Self::evaluated)
+    }
+
+    /// Everything right below a node.
+    fn below(&mut self, node: &'a Value, visit: fn(&mut Self, &'a Value) -> Result<(), String>) -> Result<(), String> {
+        if self.depth == DEPTH {
+            return Err(format!(
+                "the settings schema is more than {DEPTH} levels deep once its references are followed"
+            ));
+        }
+        self.depth += 1;
+        match node {
+            Value::Array(items) => items.iter().try_for_each(|item| visit(self, item))?,
+            Value::Object(fields) => fields.iter().try_for_each(|(name, value)| self.field(name, value, visit))?,
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn field(
+        &mut self,
+        name: &'a str,
+        value: &'a Value,
+        visit: fn(&mut Self, &'a Value) -> Result<(), String>,
+    ) -> Result<(), String> {
+        match (name, value) {
+            ("$ref", Value::String(reference)) => {
+                if self.open.contains(&reference.as_str()) {
+                    return Err(format!("the settings schema refers to itself through {reference:?}"));
+                }
+                let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
+                let Some(target) = target else {
+                    return Err(format!("the settings schema refers to {reference:?}, which is not in it"));
                 };
+                self.open.push(reference);
+                visit(self, target)?;
+                self.open.pop();
+                return Ok(());
             }
+            // Other ways to refer; no generator of schemas for settings needs them.
+            ("$dynamicRef" | "$recursiveRef" | "$id" | "id" | "$anchor" | "$dynamicAnchor", Value::String(_)) => {
+                return Err(format!("the settings schema uses {name}, which is not taken"));
+            }
+            ("pattern", Value::String(pattern)) => {
+                self.patterns.insert(pattern);
+            }
+            ("patternProperties", Value::Object(fields)) => self.patterns.extend(fields.keys().map(String::as_str)),
+            _ => {}
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        if self.patterns.len() > PATTERNS {
+            return Err(format!("the settings schema has more than {PATTERNS} regular expressions"));
+        }
+        visit(self, value)
     }
-    Ok(count)
 }
 
 #[cfg(test)]
@@ -157,6 +211,46 @@ mod tests {
         defs.insert("a40".into(), json!({"type": "string"}));
         let problem = refused(&json!({"$ref": "#/$defs/a0", "$defs": defs}));
         assert!(problem.contains("nodes"), "{problem}");
+    }
+
+    /// `depth` times `around` around a schema.
+    fn nested(depth: usize, around: impl Fn(Value) -> Value) -> Value {
+        (0..depth).fold(json!({"properties": {"a": {"type": "number"}}}), |inner, _| around(inner))
+    }
+
+    #[test]
+    fn threat_08_what_is_looked_at_twice_at_every_level_is_refused() {
+        for keyword in UNEVALUATED {
+            let around = |inner| json!({keyword: false, "anyOf": [inner]});
+            let problem = refused(&nested(16, around));
+            assert!(problem.contains("nodes"), "{problem}");
+            assert!(Schema::compile(&nested(3, around).to_string()).is_ok(), "{keyword}");
+        }
+    }
+
+    #[test]
+    fn threat_08_references_that_lead_too_deep_are_refused() {
+        let chain = |length: usize| {
+            let next = |level: usize| json!({"$ref": format!("#/$defs/{}", level + 1)});
+            let mut defs: serde_json::Map<_, _> = (0..length).map(|level| (level.to_string(), next(level))).collect();
+            defs.insert(length.to_string(), json!({}));
+            json!({"$ref": "#/$defs/0", "$defs": defs})
+        };
+        let problem = refused(&chain(2_000));
+        assert!(problem.contains("levels deep"), "{problem}");
+        assert!(Schema::compile(&chain(64).to_string()).is_ok());
+    }
+
+    #[test]
+    fn threat_26_more_regular_expressions_than_memory_is_meant_for_are_refused() {
+        let patterns = |count: usize| json!({"allOf": (0..count).map(|it| json!({"pattern": format!("^a.{it}")})).collect::<Vec<_>>()});
+        let problem = refused(&patterns(PATTERNS + 1));
+        assert!(problem.contains("regular expressions"), "{problem}");
+        assert!(Schema::compile(&patterns(PATTERNS).to_string()).is_ok());
+        let names: serde_json::Map<_, _> = (0..=PATTERNS).map(|it| (format!("^a.{it}"), json!({}))).collect();
+        assert!(refused(&json!({"patternProperties": names})).contains("regular expressions"));
+        // One of them, however often.
+        assert!(Schema::compile(&json!({"allOf": vec![json!({"pattern": "^a"}); PATTERNS + 1]}).to_string()).is_ok());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, Result, Store, Trap, UpdateDeadline, W
 use super::{
     bindings::{Gate, Prepared},
     engine::Sandbox,
-    host::{credentials, egress::Remote, exchange, traffic::Traffic, trial::Record, wasi::Wasi},
+    host::{credentials, egress::Remote, exchange, http::Http, traffic::Traffic, trial::Record, wasi::Wasi},
     limits::{Exceeded, Memory},
     meter::{Meter, Metered},
     reach::Reach,
@@ -33,6 +33,7 @@ pub(super) struct State {
     /// For targets that ask who we are.
     pub(super) identified: Option<Arc<ClientConfig>>,
     pub(super) wasi: Wasi,
+    pub(super) http: Http,
     meter: Arc<Meter>,
     memory: Memory,
 }
@@ -48,6 +49,7 @@ impl State {
         Ok(Self {
             deadline: Instant::now() + trial.timeout,
             wasi: Wasi::new(&record.log, trial.limits.log),
+            http: Http::default(),
             record,
             traffic: Traffic::new(trial.limits.traffic),
             remotes: trial.grants.egress.iter().map(remote).collect(),
@@ -140,7 +142,8 @@ pub(super) async fn run<T>(
         Ok(Err(error)) => Err(stopped(&error, limits.handed_over)),
         Err(_) => Err(error(Blame::Timeout, format!("did not end within {} ms", limit.as_millis()))),
     };
-    let State { trial, record, memory, wasi, .. } = store.into_data();
+    let State { trial, mut record, memory, wasi, http, .. } = store.into_data();
+    http.end(&mut record);
     let mut stderr = wasi.end();
     credentials::redact_text(&trial.grants.credentials, &mut stderr);
     let cost = Cost {

@@ -1,7 +1,7 @@
-//! Text written by a guest on its way to people: bounded, on one line, and nothing a terminal obeys.
+//! Text written by a guest or another stranger on its way to people: bounded, on one line, and nothing a terminal obeys.
 
 /// `text` on one line, control characters shown as escapes, cut to about `limit` bytes with `…` at the end.
-pub(super) fn cut(text: &str, limit: usize) -> String {
+pub(crate) fn cut(text: &str, limit: usize) -> String {
     let mut out = String::new();
     for character in text.chars() {
         if out.len() >= limit {
@@ -25,16 +25,16 @@ pub(super) fn end(text: &str, limit: usize) -> String {
 }
 
 fn push(out: &mut String, character: char) {
-    if character.is_control() || is_bidi_override(character) {
+    if character.is_control() || is_layout(character) {
         out.extend(character.escape_default());
     } else {
         out.push(character);
     }
 }
 
-/// Characters that reorder what people read.
-fn is_bidi_override(character: char) -> bool {
-    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Characters that end a line or reorder what people read.
+fn is_layout(character: char) -> bool {
+    matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A reason code as Kubernetes conditions take it: a CamelCase word of at most 64 letters and digits.
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn what_a_terminal_or_a_reader_would_obey_is_escaped() {
-        assert_eq!(cut("a\r\n\u{1b}[2J\u{202e}b", 100), "a\\r\\n\\u{1b}[2J\\u{202e}b");
+        assert_eq!(cut("a\r\n\u{1b}[2J\u{2028}\u{202e}b", 100), "a\\r\\n\\u{1b}[2J\\u{2028}\\u{202e}b");
     }
 
     #[test]

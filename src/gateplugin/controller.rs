@@ -129,13 +129,13 @@ pub async fn run<K: PluginObject>(setup: Setup) {
             tokio::time::sleep(HOUSEKEEPING).await;
             forget_deleted(&installed, &scope, &plugins);
             context.memory.retain(|key| exists(&plugins, key));
-            library.collect(|digest| installed.uses(digest)).await;
+            library.release(|digest| installed.uses(digest)).await;
         }
     };
     tokio::join!(controller, shutdown.run_until_cancelled(housekeeping));
 }
 
-/// Also the least time for which a component that nobody uses stays loaded.
+/// Also the longest time for which a component stays loaded that nobody uses because an upgrade or a plugin went.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// Plugins that are loaded at once. They compile one at a time anyhow.

@@ -4,7 +4,7 @@
 //! needs a plugin asks here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -27,7 +27,16 @@ struct Table {
     plugins: BTreeMap<PluginKey, Plugin>,
     /// What upgrades under way were begun with, by DataPlane.
     pins: BTreeMap<String, BTreeSet<Digest>>,
+    /// How often each of these is held by a pass that is under way.
+    held: BTreeMap<Digest, usize>,
     limits: BTreeMap<PluginKey, Limits>,
+}
+
+/// A pass's hold on bytes that it was told of and may name: nobody lets them go before this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    by: Installed,
+    digests: BTreeSet<Digest>,
 }
 
 impl Installed {
@@ -38,6 +47,7 @@ impl Installed {
             unlisted_scopes: scopes,
             plugins: BTreeMap::new(),
             pins: BTreeMap::new(),
+            held: BTreeMap::new(),
             limits: BTreeMap::new(),
         })))
     }
@@ -46,8 +56,36 @@ impl Installed {
     /// one is still loading.
     #[must_use]
     pub fn get(&self, plugin: &PluginKey) -> Option<Plugin> {
-        let table = self.0.borrow();
-        table.plugins.get(plugin).cloned().or((table.unlisted_scopes > 0).then_some(Plugin::Loading))
+        self.0.borrow().get(plugin)
+    }
+
+    /// The same for each of `plugins` that exists, for those who will have them run: what is ready stays so while it is
+    /// held, whatever replaces it meanwhile.
+    pub fn lend(&self, plugins: impl IntoIterator<Item = PluginKey>) -> (BTreeMap<PluginKey, Plugin>, Held) {
+        let mut held = Held { by: self.clone(), digests: BTreeSet::new() };
+        let mut lent = BTreeMap::new();
+        // Nobody waits for a hold.
+        self.0.send_if_modified(|table| {
+            lent.extend(plugins.into_iter().filter_map(|plugin| table.get(&plugin).map(|state| (plugin, state))));
+            let ready = lent.values().filter_map(|state| match state {
+                Plugin::Ready(digest) => Some(digest.clone()),
+                Plugin::Loading | Plugin::Failed { .. } | Plugin::Revoked => None,
+            });
+            held.digests.extend(ready);
+            table.hold(&held.digests);
+            false
+        });
+        (lent, held)
+    }
+
+    /// For who loads `digest` and has yet to say which plugin it is.
+    pub(super) fn hold(&self, digest: &Digest) -> Held {
+        let held = Held { by: self.clone(), digests: [digest.clone()].into() };
+        self.0.send_if_modified(|table| {
+            table.hold(&held.digests);
+            false
+        });
+        held
     }
 
     /// What a trial of `plugin` may use up.
@@ -75,12 +113,13 @@ impl Installed {
         })
     }
 
-    /// True if some plugin stands for `digest`, or an upgrade under way was begun with it.
+    /// True if some plugin stands for `digest`, an upgrade under way was begun with it, or a pass may yet name it.
     #[must_use]
     pub fn uses(&self, digest: &Digest) -> bool {
         let table = self.0.borrow();
         table.plugins.values().any(|state| matches!(state, Plugin::Ready(used) if used == digest))
             || table.pins.values().any(|pins| pins.contains(digest))
+            || table.held.contains_key(digest)
     }
 
     /// The bytes that judge an upgrade of `dataplane`, whatever is installed meanwhile; none when it has ended.
@@ -144,6 +183,34 @@ impl Installed {
     }
 }
 
+impl Table {
+    fn get(&self, plugin: &PluginKey) -> Option<Plugin> {
+        self.plugins.get(plugin).cloned().or((self.unlisted_scopes > 0).then_some(Plugin::Loading))
+    }
+
+    fn hold(&mut self, digests: &BTreeSet<Digest>) {
+        for digest in digests {
+            *self.held.entry(digest.clone()).or_default() += 1;
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.by.0.send_if_modified(|table| {
+            for digest in &self.digests {
+                if let Entry::Occupied(mut holds) = table.held.entry(digest.clone()) {
+                    *holds.get_mut() -= 1;
+                    if *holds.get() == 0 {
+                        holds.remove();
+                    }
+                }
+            }
+            false
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +267,32 @@ mod tests {
         installed.pin("a/dp", [digest.clone()].into());
         assert!(installed.uses(&digest));
         installed.pin("a/dp", BTreeSet::new());
+        assert!(!installed.uses(&digest));
+    }
+
+    #[test]
+    fn what_a_pass_was_told_of_is_used_until_the_last_of_them_has_ended() {
+        let (installed, plugin) = (Installed::awaiting(0), PluginKey::of_namespace("a", "smoke"));
+        let [first, second] = ["sha256:1", "sha256:2"].map(|digest| Digest::from(digest.to_owned()));
+        installed.set(plugin.clone(), ready("sha256:1"));
+        let absent = PluginKey::of_namespace("a", "absent");
+        let (lent, one) = installed.lend([plugin.clone(), absent.clone()]);
+        assert_eq!(lent, [(plugin.clone(), ready("sha256:1"))].into());
+        let (_, other) = installed.lend([plugin.clone()]);
+        installed.set(plugin, ready("sha256:2"));
+        drop(one);
+        assert!(installed.uses(&first) && installed.uses(&second));
+        drop(other);
+        assert!(!installed.uses(&first) && installed.uses(&second));
+        assert!(Installed::awaiting(1).lend([absent]).0.values().all(|state| *state == Plugin::Loading));
+    }
+
+    #[test]
+    fn what_is_loaded_is_used_before_a_plugin_stands_for_it() {
+        let (installed, digest) = (Installed::awaiting(0), Digest::from("sha256:1".to_owned()));
+        let held = installed.hold(&digest);
+        assert!(installed.uses(&digest));
+        drop(held);
         assert!(!installed.uses(&digest));
     }
 

@@ -1,13 +1,9 @@
 //! What the gate host holds: every component once, as long as somebody needs it.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::{
     gate::{GateHost, Presence},
@@ -17,24 +13,17 @@ use crate::{
 /// The loaded components by digest. One for the process, as there is one gate host.
 pub struct Library {
     host: Arc<dyn GateHost>,
+    /// Locked for as long as something is on its way out: who asks for the same meanwhile finds it gone, and loads it anew.
     shelf: Mutex<(Presence, Shelf)>,
-    /// Shared by those who load: what is let go meanwhile would be taken from under their hands.
-    loading: RwLock<()>,
 }
 
-type Shelf = HashMap<Digest, Shelved>;
-
-struct Shelved {
-    loaded: Loaded,
-    /// Nobody needed it when it was last asked about.
-    idle: bool,
-}
+type Shelf = HashMap<Digest, Loaded>;
 
 impl Library {
     /// Empty, as `host` is when it starts.
     #[must_use]
     pub fn new(host: Arc<dyn GateHost>) -> Self {
-        Self { host, shelf: Mutex::new((Presence::Away, Shelf::new())), loading: RwLock::default() }
+        Self { host, shelf: Mutex::new((Presence::Away, Shelf::new())) }
     }
 
     /// Whether the host is there, now and from now on.
@@ -42,46 +31,47 @@ impl Library {
         self.host.presence()
     }
 
-    /// Loads `component`, whose digest is `digest`, unless it is loaded.
+    /// Loads `component`, whose digest is `digest`, unless it is loaded. It is let go as soon as nobody needs it, so it has
+    /// to be needed already.
     ///
     /// # Errors
     /// Why it cannot be run here.
     pub(super) async fn load(&self, digest: &Digest, component: Bytes) -> Result<Loaded, LoadError> {
-        let _loading = self.loading.read().await;
-        let now = *self.host.presence().borrow();
-        if let Some(shelved) = self.shelf(now).1.get_mut(digest) {
-            shelved.idle = false;
-            return Ok(shelved.loaded.clone());
+        let now = self.now();
+        if let Some(loaded) = self.shelf(now).await.1.get(digest) {
+            return Ok(loaded.clone());
         }
         // What is asked for twice meanwhile is compiled once: that is the host's to see to.
         let loaded = self.host.load(component).await?;
         // A host that came meanwhile has an empty shelf, and this pass is made again.
-        let (of, shelf) = &mut *self.shelf(*self.host.presence().borrow());
+        let (of, shelf) = &mut *self.shelf(self.now()).await;
         if *of == now {
-            shelf.insert(digest.clone(), Shelved { loaded: loaded.clone(), idle: false });
+            shelf.insert(digest.clone(), loaded.clone());
         }
         Ok(loaded)
     }
 
-    /// What the host that is there `now` holds: what another held went with it.
-    fn shelf(&self, now: Presence) -> MutexGuard<'_, (Presence, Shelf)> {
-        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-        if shelf.0 != now {
-            *shelf = (now, Shelf::new());
-        }
-        shelf
-    }
-
-    /// Unloads what was not `needed` at two calls in a row: one call may fall between a load and the moment its
-    /// plugin is called ready.
-    pub(super) async fn collect(&self, needed: impl Fn(&Digest) -> bool) {
-        // Those who load come first; what is not needed is there the next time too.
-        let Ok(_quiet) = self.loading.try_write() else { return };
-        let unneeded = sweep(&mut self.shelf(*self.host.presence().borrow()).1, needed);
+    /// Unloads what is not `needed`.
+    pub(super) async fn release(&self, needed: impl Fn(&Digest) -> bool) {
+        let mut shelf = self.shelf(self.now()).await;
+        let unneeded: Vec<Digest> = shelf.1.extract_if(|digest, _| !needed(digest)).map(|(digest, _)| digest).collect();
         for digest in unneeded {
             tracing::info!(%digest, "nobody uses this plugin any more: unloaded");
             self.host.unload(&digest).await;
         }
+    }
+
+    fn now(&self) -> Presence {
+        *self.host.presence().borrow()
+    }
+
+    /// What the host that is there `now` holds: what another held went with it.
+    async fn shelf(&self, now: Presence) -> MutexGuard<'_, (Presence, Shelf)> {
+        let mut shelf = self.shelf.lock().await;
+        if shelf.0 != now {
+            *shelf = (now, Shelf::new());
+        }
+        shelf
     }
 }
 
@@ -91,53 +81,103 @@ impl fmt::Debug for Library {
     }
 }
 
-fn sweep(shelf: &mut Shelf, needed: impl Fn(&Digest) -> bool) -> Vec<Digest> {
-    let mut unneeded = Vec::new();
-    shelf.retain(|digest, shelved| {
-        let was_idle = shelved.idle;
-        shelved.idle = !needed(digest);
-        let keep = !(was_idle && shelved.idle);
-        if !keep {
-            unneeded.push(digest.clone());
-        }
-        keep
-    });
-    unneeded
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::trial::Description;
+    use std::collections::BTreeSet;
 
-    fn shelf(texts: &[&str]) -> Shelf {
-        let loaded = |digest: &Digest| Loaded {
-            digest: digest.clone(),
-            size: 1,
-            contract: "sluice:gate@0.1.0".into(),
-            imports: vec![],
-            description: Description {
-                name: "x".into(),
-                version: "1".into(),
-                summary: String::new(),
-                settings_schema: serde_json::json!({}),
-            },
-        };
-        texts
-            .iter()
-            .map(|text| Digest::from((*text).to_owned()))
-            .map(|digest| (digest.clone(), Shelved { loaded: loaded(&digest), idle: false }))
-            .collect()
+    use async_trait::async_trait;
+    use futures::FutureExt as _;
+    use serde_json::{Value, json};
+    use tokio::{join, sync::Semaphore};
+
+    use super::*;
+    use crate::model::trial::{Description, Outcome, Problem, Report, Trial};
+
+    /// Loads everything at once, and unloads when it is allowed to.
+    struct Host {
+        held: std::sync::Mutex<BTreeSet<Digest>>,
+        unloads: Semaphore,
+        presence: watch::Sender<Presence>,
     }
 
-    #[test]
-    fn a_component_goes_when_nobody_needed_it_twice_in_a_row() {
-        let mut shelf = shelf(&["sha256:used", "sha256:replaced"]);
-        let used = |digest: &Digest| digest.as_str() == "sha256:used";
-        assert!(sweep(&mut shelf, used).is_empty());
-        assert!(sweep(&mut shelf, |_| true).is_empty(), "needed again in between: the count starts anew");
-        assert!(sweep(&mut shelf, used).is_empty());
-        assert_eq!(sweep(&mut shelf, used), [Digest::from("sha256:replaced".to_owned())]);
-        assert_eq!(shelf.len(), 1);
+    #[async_trait]
+    impl GateHost for Host {
+        async fn load(&self, bytes: Bytes) -> Result<Loaded, LoadError> {
+            let digest = Digest::of(&bytes);
+            self.held.lock().unwrap().insert(digest.clone());
+            let (version, summary) = (String::new(), String::new());
+            let description = Description { name: "x".into(), version, summary, settings_schema: json!({}) };
+            Ok(Loaded { digest, size: bytes.len(), contract: String::new(), imports: vec![], description })
+        }
+
+        async fn unload(&self, digest: &Digest) {
+            self.unloads.acquire().await.unwrap().forget();
+            self.held.lock().unwrap().remove(digest);
+        }
+
+        async fn validate(&self, _: &Digest, _: &Value) -> Result<Vec<Problem>, Outcome> {
+            unreachable!("nobody asks")
+        }
+
+        async fn run(&self, _: Trial) -> Report {
+            unreachable!("nobody asks")
+        }
+
+        fn presence(&self) -> watch::Receiver<Presence> {
+            self.presence.subscribe()
+        }
+    }
+
+    fn library(unloads: usize) -> (Library, Arc<Host>) {
+        let presence = watch::Sender::new(Presence::Here(1));
+        let host = Arc::new(Host { held: Default::default(), unloads: Semaphore::new(unloads), presence });
+        (Library::new(host.clone()), host)
+    }
+
+    async fn load(library: &Library, component: &'static str) -> Digest {
+        let digest = Digest::of(component.as_bytes());
+        assert_eq!(library.load(&digest, component.into()).await.unwrap().digest, digest);
+        digest
+    }
+
+    impl Host {
+        fn holds(&self) -> BTreeSet<Digest> {
+            self.held.lock().unwrap().clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_needs_goes_and_what_somebody_needs_stays() {
+        let (library, host) = library(1);
+        let (used, replaced) = (load(&library, "used").await, load(&library, "replaced").await);
+        assert_eq!(host.holds(), [used.clone(), replaced.clone()].into());
+        library.release(|digest| *digest == used).await;
+        assert_eq!(host.holds(), [used.clone()].into());
+        library.release(|digest| *digest == used).await;
+        assert_eq!(load(&library, "replaced").await, replaced);
+        assert_eq!(host.holds(), [used, replaced].into());
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_while_it_goes_is_loaded_anew() {
+        let (library, host) = library(0);
+        let digest = load(&library, "a").await;
+        let mut release = library.release(|_| false).boxed();
+        assert!((&mut release).now_or_never().is_none(), "the host takes its time");
+        let mut again = load(&library, "a").boxed();
+        assert!((&mut again).now_or_never().is_none(), "what goes is not what is asked for");
+        host.unloads.add_permits(1);
+        join!(release, again);
+        assert_eq!(host.holds(), [digest].into());
+    }
+
+    #[tokio::test]
+    async fn what_another_host_held_is_loaded_again() {
+        let (library, host) = library(0);
+        let digest = load(&library, "a").await;
+        host.held.lock().unwrap().clear();
+        host.presence.send_replace(Presence::Here(2));
+        load(&library, "a").await;
+        assert_eq!(host.holds(), [digest].into());
     }
 }

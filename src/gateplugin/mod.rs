@@ -14,7 +14,8 @@
 //!
 //! A plugin that is replaced is run until what replaces it can be. Only what may pass by itself, such as a registry that
 //! is down, delays that; what is wrong takes the plugin out of use, as does another `spec.digest` or `spec.verify`: bytes
-//! that are no longer trusted do not run on.
+//! that are no longer trusted do not run on. What was replaced is let go at once, or, where an upgrade was begun with it,
+//! when that has ended: so replacing plugins costs the gate host no memory.
 
 mod controller;
 mod installed;
@@ -27,10 +28,12 @@ mod status;
 mod verify;
 
 pub use controller::{Setup, run};
-pub use installed::Installed;
+pub use installed::{Held, Installed};
 pub use library::Library;
 pub use limits::{Ceiling, LimitsError};
 pub use object::PluginObject;
+#[cfg(any(test, fuzzing))]
+pub(crate) use source::fuzzing;
 pub use source::{
     Admitted, Allowed, Cache, Fetcher, Objects, Reason, Refusal, Request, SourceError, Sources, SourcesError,
 };

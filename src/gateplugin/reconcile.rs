@@ -73,7 +73,11 @@ pub(super) async fn reconcile<K: PluginObject>(plugin: Arc<K>, ctx: Arc<Context>
         return Ok(Action::await_change()); // its return is told
     } else {
         match limits::limits(&plugin.limits(), &ctx.ceiling) {
-            Err(error) => (Outcome::NotAllowed(error), None),
+            Err(error) => {
+                // What ran before is let go: it must not be taken for what stands.
+                ctx.memory.forget(&key);
+                (Outcome::NotAllowed(error), None)
+            }
             Ok(limits) => {
                 ctx.installed.limit(key.clone(), limits);
                 let asked = Asked::of(&*plugin, &ctx, host);
@@ -120,6 +124,7 @@ async fn install<K: PluginObject>(
     }
     let resolved = resolved(plugin);
     let request = Request { home: &home, source: &source, trust: plugin.trust(), resolved: resolved.as_ref() };
+    let mut held = None;
     let outcome = match ctx.fetcher.admit(request).await {
         Err(refusal) => Outcome::refused(refusal, standing),
         Ok(Admitted { component, digest, resolved, .. }) => {
@@ -129,6 +134,7 @@ async fn install<K: PluginObject>(
             let (size, verified) = (component.len(), plugin.trust().verify.is_some());
             // What a registry took its time for is loaded in turn: a namespace that has much waits behind its own.
             let _turn = ctx.turns.take(&home).await;
+            held = Some(ctx.installed.hold(&digest));
             match ctx.library.load(&digest, component).await {
                 Ok(loaded) => Outcome::Loaded { loaded, resolved, verified },
                 Err(error @ LoadError::Unavailable(_)) => return Err(Error::Load(error)),
@@ -142,6 +148,10 @@ async fn install<K: PluginObject>(
         Instant::now() + wait
     });
     ctx.memory.keep(key.clone(), Remembered { asked, trust: plugin.trust().clone(), outcome: outcome.clone(), again });
+    // From here on the plugin stands for what was loaded, and not for what it replaced.
+    ctx.installed.set(key.clone(), outcome.state());
+    drop(held);
+    ctx.library.release(|digest| ctx.installed.uses(digest)).await;
     Ok((outcome, again))
 }
 

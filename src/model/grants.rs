@@ -86,12 +86,12 @@ impl HostPattern {
     /// Whether it means `host`.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
-        match self.0.strip_prefix('*') {
-            Some(suffix) => {
-                host.len() > suffix.len() && host.to_ascii_lowercase().ends_with(suffix) && !host.starts_with('.')
+        // What is no name could be read as another one (`a.test:1.example.com`).
+        is_name(host)
+            && match self.0.strip_prefix('*') {
+                Some(suffix) => host.to_ascii_lowercase().ends_with(suffix),
+                None => host.eq_ignore_ascii_case(&self.0),
             }
-            None => host.eq_ignore_ascii_case(&self.0),
-        }
     }
 }
 
@@ -99,15 +99,19 @@ impl FromStr for HostPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let name = text.strip_prefix("*.").unwrap_or(text);
-        let label =
-            |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if name.split('.').all(label) {
+        if is_name(text.strip_prefix("*.").unwrap_or(text)) {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
             Err("write jira.example.com, or *.example.com for every host below it".into())
         }
     }
+}
+
+/// Labels of letters, digits and hyphens, with dots between them.
+fn is_name(host: &str) -> bool {
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    host.split('.').all(label)
 }
 
 impl fmt::Display for HostPattern {
@@ -129,6 +133,8 @@ mod tests {
             ("*.example.com", "example.com"),
             ("*.example.com", "badexample.com"),
             ("*.example.com", ".example.com"),
+            ("*.example.com", "a.test:1.example.com"),
+            ("*.example.com", "a@b.example.com"),
         ] {
             assert!(!matches(pattern, host), "{pattern} {host}");
         }

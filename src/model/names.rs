@@ -24,6 +24,8 @@ pub const SERVICE_STATE: &str = "gateway-operator.konghq.com/dataplane-service-s
 pub const SERVICE_TYPE: &str = "gateway-operator.konghq.com/dataplane-service-type";
 /// The UUID that tells one side's Pods from the other's.
 pub const SELECTOR: &str = "gateway-operator.konghq.com/selector";
+/// The hash of the Pod template: what the Deployment controller names a ReplicaSet by, and labels its Pods with.
+pub const TEMPLATE_HASH: &str = "pod-template-hash";
 /// The admin Service a Secret was issued for.
 pub const SERVICE_SECRET: &str = "gateway-operator.konghq.com/service-secret";
 /// `true` on every Secret Kong's own caches may hold.

@@ -169,8 +169,7 @@ impl Observed {
     /// The Deployment of a side; of several, the one that is not terminating.
     #[must_use]
     pub fn deployment(&self, selector: &Selector) -> Option<&Deployment> {
-        let of_side = self.deployments.iter().filter(|deployment| side_of(deployment).as_ref() == Some(selector));
-        of_side.min_by_key(|deployment| is_terminating(deployment.as_ref())).map(Arc::as_ref)
+        self.deployments_of(selector).min_by_key(|deployment| is_terminating(*deployment))
     }
 
     /// The Secret that the Deployment of a side mounts, if it is one of ours.
@@ -199,13 +198,49 @@ impl Observed {
         sides
     }
 
-    /// The Pods of a side.
+    /// The Pods of a side: those that its Deployment made.
     pub fn pods_of<'a>(&'a self, selector: &'a Selector) -> impl Iterator<Item = &'a Pod> {
+        self.labelled_pods(selector).filter(move |pod| self.is_made(pod, selector))
+    }
+
+    /// Pods that bear the label of a side, so that its Services send them traffic, and are none of it.
+    pub fn strangers_of<'a>(&'a self, selector: &'a Selector) -> impl Iterator<Item = &'a Pod> {
+        self.labelled_pods(selector).filter(move |pod| !self.is_made(pod, selector))
+    }
+
+    fn labelled_pods<'a>(&'a self, selector: &'a Selector) -> impl Iterator<Item = &'a Pod> {
         self.pods
             .iter()
             .map(Arc::as_ref)
             .filter(move |pod| pod.labels().get(names::SELECTOR).map(String::as_str) == Some(selector.as_str()))
     }
+
+    fn is_made(&self, pod: &Pod, selector: &Selector) -> bool {
+        self.deployments_of(selector).any(|deployment| made_by(pod, deployment))
+    }
+
+    fn deployments_of(&self, selector: &Selector) -> impl Iterator<Item = &Deployment> {
+        self.deployments.iter().map(Arc::as_ref).filter(move |one| side_of(one).as_ref() == Some(selector))
+    }
+}
+
+/// Whether a ReplicaSet of this Deployment controls the Pod. Anybody's Pod can bear a label; what only the Deployment's
+/// own have is a controller that is named after it and the hash of the template in their label.
+///
+/// Who may create Pods can write that too, and gains nothing: with a UID that is none the garbage collector deletes the
+/// Pod, and with the true one its ReplicaSet counts it and deletes one too many, so that until then there are more Pods
+/// than were asked for, and those are not judged. ReplicaSets could be forged in the same way: to watch them would prove
+/// no more.
+fn made_by(pod: &Pod, deployment: &Deployment) -> bool {
+    let (Some(hash), Some(name)) = (pod.labels().get(names::TEMPLATE_HASH), deployment.metadata.name.as_deref()) else {
+        return false;
+    };
+    let replica_set = format!("{name}-{hash}");
+    pod.owner_references().iter().any(|owner| {
+        owner.controller == Some(true)
+            && (owner.api_version.as_str(), owner.kind.as_str()) == ("apps/v1", "ReplicaSet")
+            && owner.name == replica_set
+    })
 }
 
 /// The side that a Deployment is. What it selects can never change; its own label can, by anybody's hand.

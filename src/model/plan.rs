@@ -7,7 +7,7 @@ use super::{
     Gate, Revision, Selector, Wish,
     names::State,
     observed::{ConnectionKey, TrialKey},
-    trial::{Digest, Target},
+    trial::{Absent, Digest, Target},
 };
 use crate::api::promotion::PromotionStatus;
 
@@ -213,6 +213,8 @@ pub struct PlannedTrial {
     pub gate: Gate,
     /// What it may speak to.
     pub targets: Vec<Target>,
+    /// What it was granted of the upgrade, and cannot have.
+    pub absent: Vec<Absent>,
     /// What its last wait left behind.
     pub state: Option<Vec<u8>>,
     /// The candidate as JSON.

@@ -163,6 +163,17 @@ pub struct Grants {
     pub queries: Vec<Query>,
     /// Who the host says that it is to targets that ask.
     pub identity: Option<Identity>,
+    /// Ports of the upgrade that are granted and not there.
+    pub absent: Vec<Absent>,
+}
+
+/// A target that a policy grants and nobody can speak to: the gate is denied it, and told why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// As the gate would call it.
+    pub name: String,
+    /// `no container has a port of this name`
+    pub why: String,
 }
 
 /// A certificate for the host to show, and its key.
@@ -572,6 +583,9 @@ pub enum LoadError {
     /// An import that this host does not offer.
     #[error("imports {0}, which this host does not offer")]
     UnsupportedImport(String),
+    /// `wasi:http`, which this host was not told to offer.
+    #[error("imports {0}, which `sluice gate-host` offers only with --allow-wasi-http")]
+    HttpNotAllowed(String),
     /// Larger than a plugin may be, or it needs more than the pool has.
     #[error("{0}")]
     TooLarge(String),
@@ -593,7 +607,7 @@ impl LoadError {
         match self {
             Self::NotAComponent(_) => "NotAComponent",
             Self::UnsupportedContract { .. } => "UnsupportedContract",
-            Self::UnsupportedImport(_) => "UnsupportedImport",
+            Self::UnsupportedImport(_) | Self::HttpNotAllowed(_) => "UnsupportedImport",
             Self::TooLarge(_) => "TooLarge",
             Self::CompileFailed(_) => "CompileFailed",
             Self::BadDescription(_) => "BadDescription",

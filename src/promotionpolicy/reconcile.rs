@@ -44,7 +44,10 @@ pub(super) enum Error {
 /// check -> ask the plugins -> status.
 pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = name_of(&policy);
-    let installed = |plugin: &PluginRef| ctx.installed.get(&plugin.key(&namespace));
+    let plugins = policy.spec.gates.iter().map(|gate| gate.plugin_ref.key(&namespace));
+    // Held until they have answered, whatever replaces them meanwhile.
+    let (plugins, _held) = ctx.installed.lend(plugins);
+    let installed = |plugin: &PluginRef| plugins.get(&plugin.key(&namespace)).cloned();
     let Checked::Looked { mut findings, questions } = check::look(&policy.spec, &ctx.ceilings, installed) else {
         return Ok(Action::await_change());
     };

@@ -195,6 +195,7 @@ impl Writer<'_> {
         Api::namespaced(self.client.clone(), &self.intent.owner.namespace)
     }
 
+    /// Of what is written, only the version is asked for in answer.
     fn remember<K: Resource<DynamicType = ()>>(&self, written: &K) {
         let Some(version) = written.resource_version().and_then(|version| version.parse().ok()) else { return };
         self.writes.remember(&self.intent.owner.uid, (kind::<K>(), written.name_any()), Left::Version(version));
@@ -209,18 +210,31 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        let marked = marked(object);
         match found {
-            Some(found) if holds(found, &marked) => Ok(()),
+            Some(found) if self.is_settled(found, object) => Ok(()),
             Some(found) => {
                 let version = self.take_over(found).await?;
-                self.apply::<K>(&marked, &version).await
+                self.apply::<K>(&marked(object), &version).await
             }
-            None => match self.create::<K>(&marked).await? {
+            None => match self.create::<K>(&marked(object)).await? {
                 None => Ok(()),
                 Some(found) => Box::pin(self.settle(object, Some(&found))).await,
             },
         }
+    }
+
+    /// Whether an object is what it should be. What was compared once is compared again when either has changed.
+    fn is_settled<K: Resource<DynamicType = ()> + Serialize>(&self, found: &K, object: &Object) -> bool {
+        let (owner, key) = (&self.intent.owner.uid, (kind::<K>(), object.name.clone()));
+        let pair = format!("{} {}", found.resource_version().unwrap_or_default(), differ::mark(&object.body));
+        if self.writes.is_settled(owner, &key, &pair) {
+            return true;
+        }
+        let holds = holds(found, &marked(object));
+        if holds {
+            self.writes.settle(owner, key, pair);
+        }
+        holds
     }
 
     /// Likewise. A terminating Deployment goes on serving as it is, but does nothing more: where it would have to,
@@ -333,7 +347,7 @@ impl Writer<'_> {
         let mut body = object.body.clone();
         body["metadata"]["resourceVersion"] = version.into();
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let written = self.api::<K>().patch(&object.name, &params, &Patch::Apply(&body)).await;
+        let written = self.api::<K>().patch_metadata(&object.name, &params, &Patch::Apply(&body)).await;
         let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
         tracing::debug!(kind = kind::<K>(), name = object.name, "applied");
         self.remember(&written);
@@ -346,7 +360,8 @@ impl Writer<'_> {
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
         let metadata = json!({ "resourceVersion": found.version });
         let body = json!({ "metadata": metadata, "revision": record.body["revision"] });
-        let written = self.api::<ControllerRevision>().patch(&record.name, &params, &Patch::Merge(&body)).await;
+        let written =
+            self.api::<ControllerRevision>().patch_metadata(&record.name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<ControllerRevision>("mark", &record.name, source))?);
         Ok(())
     }
@@ -359,7 +374,7 @@ impl Writer<'_> {
         let body = json!({
             "metadata": { "resourceVersion": version, "annotations": { PROMOTE_WHEN_READY: Value::Null } },
         });
-        let written = self.api::<DataPlane>().patch(name, &PatchParams::default(), &Patch::Merge(&body)).await;
+        let written = self.api::<DataPlane>().patch_metadata(name, &PatchParams::default(), &Patch::Merge(&body)).await;
         self.remember(
             &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,
         );

@@ -9,6 +9,7 @@ use std::{
 use kube::{
     Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
+    core::PartialObjectMeta,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Value, json};
@@ -137,7 +138,8 @@ impl Writer<'_> {
             body["metadata"] = json!({ "resourceVersion": version });
         }
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-        let written = self.api::<Promotion>().patch_status(name, &params, &Patch::Merge(&body)).await;
+        let written =
+            self.api::<PartialObjectMeta<Promotion>>().patch_status(name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<Promotion>("write the status of", name, source))?);
         Ok(())
     }
@@ -157,7 +159,8 @@ impl Writer<'_> {
             body["metadata"]["resourceVersion"] = version.into();
         }
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-        let written = self.api::<DataPlane>().patch_status(name, &params, &Patch::Merge(&body)).await;
+        let written =
+            self.api::<PartialObjectMeta<DataPlane>>().patch_status(name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<DataPlane>("write the status of", name, source))?);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::Endpoint};
 use kube::ResourceExt;
 
 use super::targets;
@@ -199,7 +199,23 @@ pub(super) fn complaint(observed: &Observed, selector: &Selector) -> Option<Stri
             conditions.iter().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
         condition.message.clone()
     };
-    waiting.or_else(unscheduled).or_else(refused)
+    waiting.or_else(unscheduled).or_else(refused).or_else(|| intrusion(observed, selector))
+}
+
+/// Who takes traffic of a side without being of it. Nothing is judged or promoted while somebody does.
+fn intrusion(observed: &Observed, selector: &Selector) -> Option<String> {
+    if let Some(pod) = observed.strangers_of(selector).next() {
+        return Some(format!("Pod {} has the labels of this side, and its Deployment did not make it", pod.name_any()));
+    }
+    let place = (State::Preview, Role::Ingress);
+    observed.selects(place.0, place.1).filter(|side| side == selector)?;
+    taking_traffic(observed, place.0, place.1)?.into_iter().find_map(|taker| match taker {
+        Taker::Stranger(address) => {
+            let service = observed.services.get(&place)?.name_any();
+            Some(format!("an EndpointSlice of Service {service} leads to {address}, which is no Pod of it"))
+        }
+        Taker::Pod(_) => None,
+    })
 }
 
 /// The Pods a gate judges, as evidence remembers them.
@@ -220,22 +236,42 @@ fn judged(pod: &Pod) -> JudgedPod {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(super) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|conditions| {
         conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     })
 }
 
-/// UIDs of the Pods that take traffic of a Service: ready, or serving for want of a ready one.
-pub(super) fn taking_traffic(observed: &Observed, state: State, role: Role) -> Option<BTreeSet<String>> {
+/// Who takes traffic of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Taker {
+    /// A Pod, by its UID.
+    Pod(String),
+    /// An address that is no Pod's, or not that of the Pod it is given for: EndpointSlices can be forged, and kube-proxy
+    /// obeys them.
+    Stranger(String),
+}
+
+/// Who takes traffic of a Service: ready, or serving for want of a ready one. No address is ever taken from here.
+pub(super) fn taking_traffic(observed: &Observed, state: State, role: Role) -> Option<BTreeSet<Taker>> {
     let service = observed.services.get(&(state, role))?.name_any();
     let slices =
         observed.slices.iter().filter(|slice| slice.labels().get("kubernetes.io/service-name") == Some(&service));
     let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
     let ready = endpoints
         .filter(|endpoint| endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true)));
-    Some(ready.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect())
+    Some(ready.map(|endpoint| taker(observed, endpoint)).collect())
+}
+
+fn taker(observed: &Observed, endpoint: &Endpoint) -> Taker {
+    let stranger = || Taker::Stranger(endpoint.addresses.join(", "));
+    let Some(uid) = endpoint.target_ref.as_ref().and_then(|pod| pod.uid.clone()) else { return stranger() };
+    let known = observed.pods.iter().find(|pod| pod.metadata.uid.as_ref() == Some(&uid));
+    let own: Vec<_> = known.into_iter().flat_map(|pod| targets::addresses(pod)).collect();
+    // Of a Pod that has just come or is on its way out no address is known: not forged, and not one of a side either.
+    let forged = !own.is_empty() && endpoint.addresses.iter().any(|address| !own.contains(&address.as_str()));
+    if forged { stranger() } else { Taker::Pod(uid) }
 }
 
 /// The candidate: its Deployment, then the endpoints of the preview Service, then a connection to each Pod.
@@ -247,7 +283,7 @@ pub(super) fn candidate(
     connection: Option<&ConnectionKey>,
 ) -> Candidate {
     let replicas = asked(observed, selector).unwrap_or_default();
-    let pods: BTreeSet<_> = pods(observed, selector).into_iter().map(|pod| pod.uid).collect();
+    let pods: BTreeSet<_> = pods(observed, selector).into_iter().map(|pod| Taker::Pod(pod.uid)).collect();
     let behind_preview = observed.selects(State::Preview, Role::Ingress).as_ref() == Some(selector)
         && taking_traffic(observed, State::Preview, Role::Ingress).as_ref() == Some(&pods)
         && pods.len() == usize::try_from(replicas).unwrap_or_default();
@@ -304,7 +340,7 @@ pub(super) fn marked(observed: &Observed) -> bool {
 
 /// Only ready Pods of this side take the traffic of the live Service, and enough of them.
 pub(super) fn converged(intent: &Intent, observed: &Observed, side: &Selector) -> bool {
-    let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| pod.uid).collect();
+    let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| Taker::Pod(pod.uid)).collect();
     let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
     taking.len() >= usize::try_from(intent.scale.least()).unwrap_or_default() && taking.is_subset(&own)
 }

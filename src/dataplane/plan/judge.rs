@@ -549,6 +549,30 @@ mod tests {
     }
 
     #[test]
+    fn a_gate_that_kills_its_host_every_time_is_held_and_left_alone() {
+        let ready = || Plugin::Ready(Digest::from("sha256:a".to_owned()));
+        let mut evidence = step(&[], None, 3, 0).evidence;
+        for attempt in 1..=3_i32 {
+            assert_eq!((evidence[0].attempt, evidence[0].outcome), (attempt, GateOutcome::Running));
+            // The host comes back, and loads what it had.
+            let lost = Outcome::Error { blame: Blame::Interrupted, message: "it went away".into(), retry: true };
+            evidence = step(&evidence, Some(lost), 3, i64::from(attempt) * 10).evidence;
+            for plugin in [Plugin::Loading, ready()] {
+                let observed = observed(Some(plugin));
+                evidence = judge(&[gate(3)], &evidence, &[], bench(&observed, i64::from(attempt) * 10 + 5)).evidence;
+            }
+        }
+        assert_eq!((evidence[0].attempt, evidence[0].reason.as_deref()), (3, Some("Interrupted")));
+        for (second, plugin) in [(60, ready()), (3_600, Plugin::Loading), (86_400, ready())] {
+            // Nor does another process of the operator try its luck.
+            let observed = Observed { host: second.to_string(), ..observed(Some(plugin)) };
+            let later = judge(&[gate(3)], &evidence, &[], bench(&observed, second));
+            assert_eq!((later.judgement, later.running.len(), later.again), (Judgement::Held, 0, None));
+            assert_eq!(later.evidence, evidence);
+        }
+    }
+
+    #[test]
     fn a_plugin_that_cannot_run_holds_with_a_reason_until_it_can() {
         let judge = |plugin, evidence: &[GateEvidence]| judge(&[gate(3)], evidence, &[], bench(&observed(plugin), 0));
         let missing = judge(None, &[]);
@@ -680,6 +704,21 @@ mod tests {
         let replaced = after(Plugin::Ready(Digest::from("sha256:b".to_owned())));
         assert_eq!((replaced[0].outcome, replaced[0].digest.as_str()), (GateOutcome::Running, "sha256:a"));
         assert_eq!(after(Plugin::Loading), retrying, "a host that came back loads it first");
+    }
+
+    #[test]
+    fn threat_23_a_verdict_is_about_the_bytes_that_ran_and_counts_no_longer_where_those_are_revoked() {
+        let begun = step(&[], None, 3, 0).evidence;
+        let said = |plugin| {
+            let mut observed = observed(Some(plugin));
+            observed.trials.insert(key("uid", &begun[0]), Arc::new(pass().expect("a report")));
+            judge(&[gate(3)], &begun, &[], bench(&observed, 1))
+        };
+        let replaced = said(Plugin::Ready(Digest::from("sha256:b".to_owned())));
+        assert_eq!((replaced.judgement, replaced.evidence[0].digest.as_str()), (Judgement::Passed, "sha256:a"));
+        let revoked = said(Plugin::Revoked);
+        assert_eq!((revoked.judgement, revoked.evidence[0].outcome), (Judgement::Held, GateOutcome::Error));
+        assert_eq!(revoked.evidence[0].digest, "");
     }
 
     #[test]

@@ -320,25 +320,25 @@ impl<'a> Scene<'a> {
         }
         let running = self.judged.running.iter();
         running
-            .map(|Running { gate, key, digest, state }| PlannedTrial {
-                id: format!("{}/{}/{}", self.intent.owner.namespace, self.intent.owner.name, key.gate),
-                key: key.clone(),
-                digest: digest.clone(),
-                gate: gate.clone(),
-                targets: targets::of(
-                    self.intent,
-                    self.observed,
-                    &self.candidate,
-                    &self.stable,
-                    gate.grants.targets.as_deref(),
-                ),
-                state: state.clone(),
-                candidate: self.staged.as_ref().map(|(wish, revision)| {
-                    targets::manifest(self.intent, self.observed, &self.candidate, wish, revision)
-                }),
-                stable: self.observed.promoted().map(|record| {
-                    targets::manifest(self.intent, self.observed, &self.stable, &record.wish, record.revision.as_str())
-                }),
+            .map(|Running { gate, key, digest, state }| {
+                let granted = gate.grants.targets.as_deref();
+                let (targets, absent) = targets::of(self.intent, self.observed, &self.candidate, &self.stable, granted);
+                PlannedTrial {
+                    id: format!("{}/{}/{}", self.intent.owner.namespace, self.intent.owner.name, key.gate),
+                    key: key.clone(),
+                    digest: digest.clone(),
+                    gate: gate.clone(),
+                    targets,
+                    absent,
+                    state: state.clone(),
+                    candidate: self.staged.as_ref().map(|(wish, revision)| {
+                        targets::manifest(self.intent, self.observed, &self.candidate, wish, revision)
+                    }),
+                    stable: self.observed.promoted().map(|record| {
+                        let (wish, revision) = (&record.wish, record.revision.as_str());
+                        targets::manifest(self.intent, self.observed, &self.stable, wish, revision)
+                    }),
+                }
             })
             .collect()
     }

@@ -7,6 +7,7 @@
 //! | 3.3: transitions of `RolledOut` | [`transitions`], `t_...`, a row each |
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
+//! | threats that decisions answer | [`threats`], `threat_...`, by the numbers that the tests of the gate host have too |
 //!
 //! [`writes`] sends what a pass writes to an API that refuses what was decided on something else.
 //!
@@ -17,6 +18,7 @@
 mod defects;
 mod kong_units;
 mod situations;
+mod threats;
 mod transitions;
 mod world;
 mod writes;

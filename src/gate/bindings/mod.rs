@@ -15,8 +15,8 @@ use wasmtime::{
     component::{InstancePre, Linker},
 };
 
-use super::{store::State, text};
-use crate::model::trial::{Blame, Limits, Outcome, Problem, Reason};
+use super::{schema::Schema, store::State, text};
+use crate::model::trial::{self, Blame, Limits, Outcome, Problem, Reason};
 
 /// One minor version of the contract, which its patches only add to.
 pub(super) struct Track {
@@ -76,8 +76,31 @@ pub(super) struct Trouble {
     pub(super) retry: bool,
 }
 
+/// Bytes of what a plugin says of itself.
+const NAME: usize = 64;
+const SUMMARY: usize = 256;
+
+/// Bytes of what is said of a schema, which may quote it.
+const COMPLAINT: usize = 512;
+
 /// Complaints kept of one answer; nobody reads more at once.
 const PROBLEMS: usize = 16;
+
+/// What a guest says of itself, fit to be shown, and its schema, compiled: no work for a thread that runs guests.
+///
+/// # Errors
+/// Why the schema is none.
+pub(super) fn description(given: Description) -> Result<(trial::Description, Schema), String> {
+    let compiled = Schema::compile(&given.settings_schema);
+    let (settings_schema, schema) = compiled.map_err(|problem| text::cut(&problem, COMPLAINT))?;
+    let description = trial::Description {
+        name: text::cut(&given.name, NAME),
+        version: text::cut(&given.version, NAME),
+        summary: text::cut(&given.summary, SUMMARY),
+        settings_schema,
+    };
+    Ok((description, schema))
+}
 
 /// The outcome a verdict stands for. A verdict that is not well formed is no verdict.
 pub(super) fn outcome(answer: Result<Verdict, Trouble>, limits: &Limits) -> Outcome {

@@ -128,7 +128,7 @@ async fn guests_of_two_contracts_run_on_one_linker() {
         &read("tests/fixtures/contract/next.wit"),
     );
     let sandbox = Sandbox::new(2, Compiles::Yes).unwrap();
-    let offer = Offer::new(sandbox.engine(), BOTH).unwrap();
+    let offer = Offer::new(sandbox.engine(), BOTH, false).unwrap();
     assert_eq!(offer.supported(), "sluice:gate@0.1, sluice:gate@0.2");
     for (bytes, contract) in [(old, "sluice:gate@0.1.0"), (new, "sluice:gate@0.2.0")] {
         let component = Component::from_binary(sandbox.engine(), &bytes).unwrap();

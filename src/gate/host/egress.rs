@@ -117,7 +117,7 @@ static SPECIAL: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
 
 /// Whether a gate may speak to `address`. IPv4 in the clothes of IPv6 (mapped, translated) is no global unicast, so it
 /// is refused like the rest.
-fn may_dial(address: IpAddr, allowed: &[IpNet]) -> bool {
+pub(super) fn may_dial(address: IpAddr, allowed: &[IpNet]) -> bool {
     let global = match address {
         IpAddr::V4(_) => true,
         IpAddr::V6(address) => address.segments()[0] & 0xe000 == 0x2000,

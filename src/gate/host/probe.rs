@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     gate::{store::State, text},
-    model::trial::{Credential, Method, Scheme, Target},
+    model::trial::{Absent, Credential, Method, Scheme, Target},
 };
 
 /// A request as the guest writes it.
@@ -99,7 +99,7 @@ const BATCH: usize = 1_000;
 
 /// Bytes of bodies handed over by one call of `send`, shared equally by its requests: what is held for a
 /// guest counts in nobody's memory limit until the guest has it.
-const BODIES: usize = 16 << 20;
+pub(super) const BODIES: usize = 16 << 20;
 
 /// Time of one request that says nothing else. A request that nobody answers should leave time for a verdict.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ const HEADER_BYTES: usize = 16 << 10;
 const QUOTE: usize = 128;
 
 /// Headers of the connection, not of the request: whoever may set them may smuggle a second request.
-const CONNECTION_HEADERS: [&str; 11] = [
+pub(super) const CONNECTION_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
     "expect",
@@ -127,13 +127,15 @@ const CONNECTION_HEADERS: [&str; 11] = [
 ];
 
 /// Headers for the host itself, in contracts of ours and of others: never sent.
-const OURS: &str = "x-gate-";
+pub(super) const OURS: &str = "x-gate-";
 
 /// Why a request is not sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It asks for something that was not granted; the name is remembered.
     Denied(String),
+    /// It asks for something that was granted and is not there; likewise.
+    Absent(Absent),
     /// It is no request this host sends.
     Invalid(String),
 }
@@ -141,6 +143,7 @@ pub(super) enum Refusal {
 /// Everything a trial may speak to, by name.
 pub(super) struct Table<'trial> {
     pub(super) targets: &'trial [Target],
+    pub(super) absent: &'trial [Absent],
     pub(super) remotes: &'trial [Arc<Remote>],
     pub(super) credentials: &'trial [Credential],
     /// For hosts outside.
@@ -164,7 +167,7 @@ impl Table<'_> {
     ///
     /// # Errors
     /// The first reason not to send it.
-    fn check(&self, request: Request, max_body: usize) -> Result<Exchange, Refusal> {
+    pub(super) fn check(&self, request: Request, max_body: usize) -> Result<Exchange, Refusal> {
         let options = Options::read(&request.options, max_body)?;
         let granted = self.find(&request.target, &options)?;
         let method = Method::ALL.into_iter().find(|method| method.as_str() == request.method);
@@ -216,6 +219,9 @@ impl Table<'_> {
             };
             let host = authority(options.host.unwrap_or(&target.host))?;
             return Ok(Granted { peer, tls, host, methods: &target.methods });
+        }
+        if let Some(absent) = self.absent.iter().find(|absent| absent.name == name) {
+            return Err(Refusal::Absent(absent.clone()));
         }
         let Some(remote) = self.remotes.iter().find(|remote| remote.egress().target() == name) else {
             return Err(Refusal::Denied(name.to_owned()));
@@ -309,13 +315,14 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, Refusal> {
 
 impl State {
     /// Judges one request and takes it out of the budget.
-    fn admit(&mut self, position: usize, request: Request, share: usize) -> Result<Exchange, Failure> {
+    pub(super) fn admit(&mut self, position: usize, request: Request, share: usize) -> Result<Exchange, Failure> {
         if position >= BATCH {
             return Err(failure(Kind::Invalid, format!("more than {BATCH} requests in one call")));
         }
         let max_body = self.trial.limits.body.min(share);
         let table = Table {
             targets: &self.trial.targets,
+            absent: &self.trial.grants.absent,
             remotes: &self.remotes,
             credentials: &self.trial.grants.credentials,
             tls: &self.reach.tls,
@@ -328,6 +335,10 @@ impl State {
             Err(Refusal::Denied(name)) => {
                 self.record.deny(&name);
                 return Err(failure(Kind::Denied, format!("{:?} was not granted", text::cut(&name, QUOTE))));
+            }
+            Err(Refusal::Absent(Absent { name, why })) => {
+                self.record.deny(&format!("{name}: {why}"));
+                return Err(failure(Kind::Denied, format!("{name:?} was granted, but {why}")));
             }
         };
         self.spend(exchange.size())?;
@@ -387,7 +398,7 @@ impl State {
 }
 
 /// Sends a request, and takes the trial's secrets out of the answer.
-async fn exchanged(exchange: Exchange, credentials: &[Credential]) -> Result<Response, Failure> {
+pub(super) async fn exchanged(exchange: Exchange, credentials: &[Credential]) -> Result<Response, Failure> {
     let max_body = exchange.max_body;
     // A secret that is cut in two is no less one.
     let exchange = Exchange { max_body: max_body + credentials::longest(credentials), ..exchange };
@@ -452,8 +463,16 @@ mod tests {
         let remotes = [Arc::new(Remote::new(egress, Arc::new(System)))];
         let tls = exchange::verified(rustls::RootCertStore::empty());
         let traffic = Traffic::new(0);
-        let table =
-            Table { targets, remotes: &remotes, credentials: &[], tls: &tls, identified: None, traffic: &traffic };
+        let absent = [Absent { name: "stable/admin".into(), why: "no Pod of this side is ready".into() }];
+        let table = Table {
+            targets,
+            absent: &absent,
+            remotes: &remotes,
+            credentials: &[],
+            tls: &tls,
+            identified: None,
+            traffic: &traffic,
+        };
         table.check(request, 1 << 20)
     }
 
@@ -497,6 +516,13 @@ mod tests {
         let options = vec![("credential".into(), "token".into())];
         let refusal = checked(Request { options, ..request() }).unwrap_err();
         assert_eq!(refusal, Refusal::Denied("credential token for candidate/proxy".into()));
+    }
+
+    #[test]
+    fn what_was_granted_and_is_not_there_is_refused_with_the_reason() {
+        let refusal = checked(Request { target: "stable/admin".into(), ..request() }).unwrap_err();
+        let why = "no Pod of this side is ready".into();
+        assert_eq!(refusal, Refusal::Absent(Absent { name: "stable/admin".into(), why }));
     }
 
     #[test]

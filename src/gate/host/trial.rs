@@ -46,7 +46,7 @@ pub(in crate::gate) struct Record {
 
 impl Record {
     /// Keeps a measurement, the last value of a name. Says so where it is not kept.
-    fn measure(&mut self, measurement: Measurement, limit: usize) -> Result<(), &'static str> {
+    pub(super) fn measure(&mut self, measurement: Measurement, limit: usize) -> Result<(), &'static str> {
         let numbers = [Some(measurement.value), measurement.threshold];
         if measurement.name.is_empty() || !text::is_name(&measurement.name) || !text::is_name(&measurement.unit) {
             Err("its name or unit is not made of letters, digits and _-./%")
@@ -64,7 +64,7 @@ impl Record {
     }
 
     /// Keeps a link. Says so where it is not kept: a page is shown to people, so it has to be one.
-    fn link(&mut self, link: Link, limit: usize) -> Result<(), &'static str> {
+    pub(super) fn link(&mut self, link: Link, limit: usize) -> Result<(), &'static str> {
         let web = link.url.starts_with("https://") || link.url.starts_with("http://");
         if !web || link.url.len() > URL || !link.url.bytes().all(|byte| byte.is_ascii_graphic()) {
             Err("it is no http or https URL of at most 512 visible ASCII characters")

@@ -41,7 +41,7 @@ const PERMIT: usize = 16 << 10;
 /// What WASI needs of a store.
 pub(in crate::gate) struct Wasi {
     context: WasiCtx,
-    table: ResourceTable,
+    pub(super) table: ResourceTable,
     stdout: Output,
     stderr: Output,
 }

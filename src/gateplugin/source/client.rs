@@ -142,13 +142,15 @@ async fn follow(route: &Route, ask: Get<'_>) -> Result<Answer, GetError> {
 /// The host of an absolute https URL. Whoever writes a user name into it wants to be taken for another host.
 pub(super) fn authority(url: &Uri) -> Result<Authority, GetError> {
     match (url.scheme() == Some(&Scheme::HTTPS), url.authority()) {
-        (true, Some(authority)) if !authority.as_str().contains('@') => Ok(authority.clone()),
+        (true, Some(authority)) if !authority.as_str().contains('@') && !authority.host().is_empty() => {
+            Ok(authority.clone())
+        }
         _ => Err(GetError::NotListed(url.to_string())),
     }
 }
 
 /// Where an answer sends us: somewhere else, or to another path of the same host.
-fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
+pub(super) fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let location = headers.get(header::LOCATION)?.to_str().ok()?;
     if location.starts_with('/') && !location.starts_with("//") {
         let mut parts = from.clone().into_parts();
@@ -317,6 +319,7 @@ mod tests {
         let host = |url: &'static str| authority(&Uri::from_static(url)).map(|host| host.to_string());
         assert_eq!(host("https://r.example:5000/x").as_deref(), Ok("r.example:5000"));
         assert!(host("https://r.example@169.254.169.254/x").is_err());
+        assert!(host("https://:80/x").is_err());
         assert!(host("http://r.example/x").is_err());
         assert!(host("/x").is_err());
     }

@@ -18,6 +18,8 @@ mod config;
 mod config_map;
 mod credentials;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod oci;
 mod reference;
@@ -37,12 +39,16 @@ pub use config::{Sources, SourcesError};
 use super::verify::{SignatureError, TrustRoot};
 use crate::{
     api::gateplugin::{ClusterSource, Trust},
+    gate::text,
     model::trial::Digest,
 };
 
 /// Bytes of a component, unpacked. gzip can make a thousand times of what a ConfigMap holds, and a registry may send
 /// for ever.
 pub(super) const LARGEST: usize = 32 << 20;
+
+/// Bytes of what is said of a source. It may quote what a registry sent, which may be of any length.
+const MESSAGE: usize = 1 << 10;
 
 /// MiB of components that come over the network at the same time: three of the largest, so that slow servers can fill
 /// neither the memory nor, unless there are several, the queue.
@@ -242,7 +248,7 @@ impl Reason {
 
 impl SourceError {
     pub(super) fn new(reason: Reason, field: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, field, message: message.into() }
+        Self { reason, field, message: text::cut(&message.into(), MESSAGE) }
     }
 
     fn of_get(field: &'static str, error: &GetError) -> Self {

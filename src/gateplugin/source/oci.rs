@@ -57,13 +57,13 @@ struct Manifest {
 /// What a manifest says of something else.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+pub(super) struct Descriptor {
     media_type: String,
-    digest: String,
-    size: u64,
+    pub(super) digest: String,
+    pub(super) size: u64,
     artifact_type: Option<String>,
     #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 impl Fetcher {
@@ -153,7 +153,7 @@ async fn signed(
 }
 
 /// The only layer of a manifest that holds a component as it should.
-fn component(manifest: &Bytes) -> Result<Descriptor, SourceError> {
+pub(super) fn component(manifest: &Bytes) -> Result<Descriptor, SourceError> {
     let refused = |message: String| SourceError::new(Reason::NotAPluginImage, IMAGE, message);
     let Manifest { media_type, config, layers, manifests } =
         serde_json::from_slice(manifest).map_err(|error| refused(format!("the manifest cannot be read: {error}")))?;
@@ -266,23 +266,14 @@ impl Repository<'_> {
                 None => return Ok(Vec::new()),
             },
         };
-        let Ok(Manifest { manifests: Some(referrers), .. }) = serde_json::from_slice(&index) else {
-            return Ok(Vec::new());
-        };
-        let is_bundle = |kind: Option<&str>| kind.is_some_and(|kind| kind.starts_with(verify::BUNDLE));
-        // Not all lists say of what type their entries are; other types are no signatures.
-        let bundles = referrers
-            .into_iter()
-            .filter(|referrer| referrer.artifact_type.is_none() || is_bundle(referrer.artifact_type.as_deref()));
         let mut found = Vec::new();
-        for referrer in bundles.take(SIGNATURES) {
-            let Some(digest) = Digest::parse(&referrer.digest) else { continue };
+        for digest in referrers(&index) {
             // One that was taken away is no signature.
             let Some((manifest, actual)) = self.manifest(digest.as_str()).await? else { continue };
             if actual != digest {
                 continue;
             }
-            for layer in layers(&manifest).into_iter().filter(|layer| is_bundle(Some(&layer.media_type))).take(1) {
+            for layer in layers(&manifest).into_iter().filter(|layer| is_bundle(&layer.media_type)).take(1) {
                 found.push(Signature::Bundle(self.blob(&layer, LARGEST_SIGNATURE).await?));
             }
         }
@@ -291,10 +282,7 @@ impl Repository<'_> {
 
     /// Asks, and proves who asks if that is demanded; nothing where there is nothing.
     async fn get(&mut self, path: &str, accept: &'static str, limit: usize) -> Result<Option<Answer>, SourceError> {
-        let url = format!("https://{}/v2/{}/{path}", self.host, self.path);
-        let url: Uri = url.parse().map_err(|error| {
-            SourceError::new(Reason::InvalidReference, IMAGE, format!("{url:?} is no URL: {error}"))
-        })?;
+        let url = url(&self.host, &self.path, path)?;
         let mut answer = self.ask(url.clone(), accept, limit).await?;
         if answer.status == StatusCode::UNAUTHORIZED && self.authorization.is_none() {
             self.authorization = Some(self.authorize(&answer).await?);
@@ -362,8 +350,15 @@ impl Repository<'_> {
     }
 }
 
+/// Where something of a repository is.
+pub(super) fn url(host: &Authority, repository: &str, path: &str) -> Result<Uri, SourceError> {
+    let url = format!("https://{host}/v2/{repository}/{path}");
+    url.parse()
+        .map_err(|error| SourceError::new(Reason::InvalidReference, IMAGE, format!("{url:?} is no URL: {error}")))
+}
+
 /// Where a token that is good for reading one repository is asked for, whatever the challenge offers.
-fn token_url(realm: &Uri, service: Option<&str>, path: &str) -> Uri {
+pub(super) fn token_url(realm: &Uri, service: Option<&str>, path: &str) -> Uri {
     let mut query = form_urlencoded::Serializer::new(realm.query().unwrap_or_default().to_owned());
     if let Some(service) = service {
         query.append_pair("service", service);
@@ -374,7 +369,7 @@ fn token_url(realm: &Uri, service: Option<&str>, path: &str) -> Uri {
     Uri::from_parts(parts).unwrap_or_else(|_| realm.clone())
 }
 
-fn bearer(answer: &[u8]) -> Option<HeaderValue> {
+pub(super) fn bearer(answer: &[u8]) -> Option<HeaderValue> {
     #[derive(Deserialize)]
     struct Token {
         token: Option<String>,
@@ -386,9 +381,21 @@ fn bearer(answer: &[u8]) -> Option<HeaderValue> {
     Some(value)
 }
 
-fn layers(manifest: &[u8]) -> Vec<Descriptor> {
+pub(super) fn layers(manifest: &[u8]) -> Vec<Descriptor> {
     // What cannot be read holds no signature.
     serde_json::from_slice(manifest).map(|Manifest { layers, .. }| layers).unwrap_or_default()
+}
+
+/// The images that an index lists as signatures of another. Not all lists say of what type their entries are; other types
+/// are no signatures.
+pub(super) fn referrers(index: &[u8]) -> Vec<Digest> {
+    let Ok(Manifest { manifests: Some(referrers), .. }) = serde_json::from_slice(index) else { return Vec::new() };
+    let bundles = referrers.into_iter().filter(|referrer| referrer.artifact_type.as_deref().is_none_or(is_bundle));
+    bundles.take(SIGNATURES).filter_map(|referrer| Digest::parse(&referrer.digest)).collect()
+}
+
+fn is_bundle(kind: &str) -> bool {
+    kind.starts_with(verify::BUNDLE)
 }
 
 #[cfg(test)]
@@ -421,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_and_says_what_to_do() {
+    fn threat_19_everything_else_is_refused_and_says_what_to_do() {
         let index = refused(|manifest| *manifest = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}));
         assert!(index.1.contains("index") && index.1.contains("digest"), "{}", index.1);
         let spin = refused(|manifest| manifest["layers"][0]["mediaType"] = json!(SPIN_LAYER));

@@ -36,8 +36,12 @@ pub(super) use simple::Simple;
 
 use crate::{
     api::gateplugin::{Identity, Require, Verify},
+    gate::text,
     model::trial::Digest,
 };
+
+/// Bytes of what is wrong with a signature, which may quote it.
+const PROBLEM: usize = 512;
 
 /// A signature as it was found beside an image.
 #[derive(Clone, Debug)]
@@ -160,6 +164,7 @@ pub(super) fn check(
             }
         }
         let problem = problems.into_iter().next().unwrap_or_default();
+        let problem = text::cut(&problem, PROBLEM);
         Err(SignatureError::WrongSignature { signer: name.clone(), found: found.len(), problem })
     });
     match require {

@@ -20,7 +20,8 @@ pub enum Suite {
     Format,
     /// No warning of the compiler or of clippy.
     Lints,
-    /// Licences, sources and bans of the dependencies; needs cargo-deny.
+    /// Advisories, licences, sources and bans of the dependencies; needs cargo-deny, and RustSec's list from the network:
+    /// where nobody could look, nobody can say that there is none.
     Dependencies,
     /// The gates are built as WebAssembly components.
     Plugins,
@@ -110,7 +111,7 @@ fn command(suite: Suite, choice: &Choice) -> Command {
     match suite {
         Suite::Format => cargo.args(["fmt", "--all", "--check", "--", "--color=never"]),
         Suite::Lints => cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-        Suite::Dependencies => cargo.args(["deny", "check", "licenses", "bans", "sources"]),
+        Suite::Dependencies => cargo.args(["deny", "check", "advisories", "licenses", "bans", "sources"]),
         Suite::Plugins => cargo.args(["plugins"]),
         // --no-fail-fast: one count of everything, not of everything up to the first failure.
         Suite::Unit => cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--"]),

@@ -47,6 +47,7 @@ fn a_gate_host_that_is_killed_costs_attempts_and_loses_no_promotion() -> Result<
         // Interrupted where the trial had begun, and nowhere to begin where it had not.
         let lost = ["Interrupted", "PluginNotReady", "HostError"];
         assert!(lost.iter().any(|reason| message.contains(reason)), "{message}");
+        assert_eq!(world.newest().await?.status.unwrap_or_default().gates[0].attempt, 2);
         assert_eq!(world.live_image().await?, "kong:3.9");
 
         // The new host has been given what the one before had, and the approval that was never honoured counts.

@@ -10,16 +10,18 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
 use sluice::{
-    gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Presence, RemoteGateHost, Workshop},
+    gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Workshop},
     model::trial::{Blame, Digest, LoadError},
 };
 use tempfile::TempDir;
-use tokio::time::timeout;
 
-use super::{PATIENCE, assert_blames, assert_passes, fixture, run, trial};
-
-const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+use super::{
+    PATIENCE, assert_blames, assert_passes, component, contract, fixture, module,
+    process::{SLUICE, process},
+    run, trial,
+};
 
 /// No program.
 const NOBODY: &str = "/nonexistent";
@@ -123,37 +125,10 @@ async fn a_child_that_is_killed_costs_its_plugin_and_says_why() {
     assert_eq!(folder.artifacts(), [] as [PathBuf; 0]);
 }
 
-/// `sluice gate-host` in a process, behind a shell that does `first` before, and what it said once it ended.
-async fn process<T>(first: &str, work: impl AsyncFnOnce(&RemoteGateHost, &Path) -> T) -> (T, String) {
-    let folder = Folder::new();
-    let socket = folder.path("socket");
-    let script = format!("{first}; exec {SLUICE} gate-host --health-probe-bind-address 127.0.0.1:0 \"$@\"");
-    let mut host = Command::new("/bin/sh")
-        .args(["-c", &script, "sh", "--cache"])
-        .arg(folder.0.path())
-        .arg("--socket")
-        .arg(&socket)
-        .stderr(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let remote = RemoteGateHost::at(&socket);
-    let proc = Path::new("/proc").join(host.id().to_string());
-    let worked = timeout(PATIENCE, async {
-        remote.presence().wait_for(|now| matches!(now, Presence::Here(_))).await.unwrap();
-        work(&remote, &proc).await
-    });
-    let worked = worked.await;
-    host.kill().unwrap();
-    let said = host.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
-    (worked.unwrap_or_else(|_| panic!("{said}")), said)
-}
-
 #[tokio::test]
 async fn a_host_without_room_for_its_pool_runs_the_same_plugins() {
     // With 8 GiB there is no room for a pool, which takes 4 for each memory.
-    let ((report, refused), said) = process("ulimit -v 8388608", async |host, _| {
+    let ((report, refused), said) = process("ulimit -v 8388608", PATIENCE, async |host, _| {
         let loaded = host.load(fixture("good", &[])).await.unwrap();
         (host.run(trial(&loaded.digest)).await, host.load(five_memories()).await.expect_err("five memories"))
     })
@@ -167,25 +142,46 @@ async fn a_host_without_room_for_its_pool_runs_the_same_plugins() {
 #[tokio::test]
 async fn threat_07_what_a_memory_bomb_took_is_given_back() {
     let bomb = fixture("memories", &[("pages", "480")]);
-    let resident = |proc: &Path| {
-        let status = fs::read_to_string(proc.join("status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-    };
-    let ((before, after), said) = process(":", async |host, proc| {
+    let ((before, after), said) = process(":", PATIENCE, async |host, proc| {
         let digest = host.load(bomb).await.unwrap().digest;
         let bombs = || futures::future::join_all((0..16).map(|_| host.run(trial(&digest))));
         bombs().await;
-        let before = resident(proc);
+        let before = proc.resident();
         for _ in 0..10 {
             bombs().await.iter().for_each(|report| assert_blames(report, Blame::MemoryLimit));
         }
-        (before, resident(proc))
+        (before, proc.resident())
     })
     .await;
     assert!(!said.contains("no pool"), "{said}");
     // 160 bombs of 60 MiB each.
     assert!(after < before + (32 << 20), "{before} {after}");
+}
+
+/// Many functions, none of them remarkable: a plugin that takes a compiler more than a second.
+fn heavy() -> Bytes {
+    let body = "(local.set 0 (i32.add (local.get 0) (i32.const 1)))".repeat(1_000);
+    let functions = format!("(func (param i32) {body})").repeat(400);
+    component(&module("good", &[]).replacen("(memory", &format!("{functions}\n(memory"), 1), &contract())
+}
+
+#[tokio::test]
+async fn what_a_plugin_costs_to_compile_is_paid_by_the_child_alone() {
+    let heavy = heavy();
+    // All of the client's work is done on this thread.
+    let mine = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let ((host, child, controller), _) = process(":", PATIENCE, async |host, proc| {
+        let ((host_before, child_before), before) = (proc.cpu(), mine());
+        let digest = host.load(heavy).await.unwrap().digest;
+        let ((host_after, child_after), after) = (proc.cpu(), mine());
+        assert_passes(&host.run(trial(&digest)).await);
+        // A hundred ticks are a second.
+        let ticks = |ticks: u64| Duration::from_millis(10 * ticks);
+        (ticks(host_after - host_before), ticks(child_after - child_before), after - before)
+    })
+    .await;
+    assert!(child > Duration::from_secs(1), "{child:?}: too light to show anything");
+    assert!(host * 10 < child && controller * 10 < child, "{host:?} {controller:?} {child:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use super::{
     PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, heard, host, module, run, text,
-    trial, with_a_resource,
+    trial, wasi::wasi, with_a_resource,
 };
 
 /// CPU for guests that would take for ever: enough to be seen, not enough to wait for.
@@ -60,6 +60,9 @@ const ENDLESS: &str = "(loop $again (br $again))";
 async fn threat_05_endless_loops_end_at_their_cpu_budget_wherever_they_are() {
     let host = host();
     let bulk = "(loop $again (memory.fill (i32.const 65536) (i32.const 1) (i32.const 65536)) (br $again))";
+    // Into the same memory, so that its limit is not what ends it.
+    let random =
+        "(loop $more (global.set $heap (i32.const 65536)) (call $random (i64.const 4096) (i32.const 1296)) (br $more))";
     let dropped = format!(
         r#"(module {} (func (export "sluice:gate/things@0.1.0#[dtor]thing") (param i32) {ENDLESS}))"#,
         body(&module("instruction", &[("instruction", "(call $drop (call $new (i32.const 0)))")]))
@@ -68,6 +71,7 @@ async fn threat_05_endless_loops_end_at_their_cpu_budget_wherever_they_are() {
     for (name, bytes) in [
         ("evaluate", fixture("busy_loop", &[("rounds", "0")])),
         ("bulk memory", doing(bulk)),
+        ("random", wasi(random)),
         ("log", fixture("log_loop", &[("rounds", "0")])),
         ("denied requests", fixture("denied_loop", &[("rounds", "0")])),
         ("cabi_realloc", component(&reallocated, &contract())),

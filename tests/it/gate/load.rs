@@ -57,6 +57,37 @@ async fn bytes_that_are_no_component_are_refused() {
 }
 
 #[tokio::test]
+async fn threat_16_what_needs_a_proposal_that_is_switched_off_is_no_plugin() {
+    let host = host();
+    let component = |fields: &str| Bytes::from(wat::parse_str(format!("(component {fields})")).unwrap());
+    let module = |fields: &str| component(&format!("(core module {fields})"));
+    // What is switched on gets further: all it lacks is the contract.
+    for fields in ["(memory 1)", "(func $f (return_call $f))", "(func (result v128) (v128.const i64x2 0 0))"] {
+        let error = refused(&host, module(fields)).await;
+        assert!(matches!(error, LoadError::UnsupportedContract { .. }), "{fields}: {error:?}");
+    }
+    for (bytes, proposal) in [
+        (
+            module("(func (param v128 v128) (result v128) (i8x16.relaxed_swizzle (local.get 0) (local.get 1)))"),
+            "relaxed",
+        ),
+        (module("(memory i64 1)"), "memory64"),
+        (module("(memory 1 (pagesize 1))"), "custom page sizes"),
+        (module("(memory 1 1 shared)"), "threads"),
+        (module("(memory 1) (func (drop (i32.atomic.load (i32.const 0))))"), "threads"),
+        (module("(type $f (func)) (type (cont $f))"), "stack switching"),
+        (module("(type (struct (field i32)))"), "gc"),
+        (module("(tag)"), "exceptions"),
+        (module("(func (param i64 i64) (result i64 i64) (i64.mul_wide_s (local.get 0) (local.get 1)))"), "wide"),
+        (component("(type (future u8))"), "async"),
+    ] {
+        let error = refused(&host, bytes).await;
+        let LoadError::NotAComponent(message) = &error else { panic!("{proposal}: {error:?}") };
+        assert!(message.contains(proposal), "{proposal}: {message}");
+    }
+}
+
+#[tokio::test]
 async fn threat_18_a_precompiled_artifact_is_refused_whatever_it_holds() {
     let engine = wasmtime::Engine::default();
     let artifact = engine.precompile_component(&wat::parse_str("(component)").unwrap()).unwrap();

@@ -1,12 +1,16 @@
 //! The gate host against guests that behave and guests that do not. Needs no cluster.
 
 mod compile;
+mod confined;
 mod fixtures;
 mod guests;
 mod hostile;
+mod http;
 mod limits;
 mod load;
 mod outside;
+mod process;
+mod replace;
 mod smoke;
 mod smuggling;
 mod targets;

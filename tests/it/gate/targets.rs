@@ -68,6 +68,8 @@ async fn threat_01_what_was_not_granted_is_denied_and_never_dialled() {
         "candidate/proxy:6443".into(),
         "candidate/proxy/../../stable/proxy".into(),
         "proxy.candidate.gate.internal".into(),
+        "proxy.candidate.gate.internal:6443".into(),
+        "http://proxy.candidate.gate.internal@169.254.169.254/".into(),
         "xn--localhost-.".into(),
         "l\u{f6}calhost".into(),
         "egress/jira".into(),

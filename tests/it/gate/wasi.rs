@@ -7,11 +7,16 @@ use tokio::net::TcpListener;
 use super::{assert_blames, assert_nobody_came, assert_passes, component, contract, host, module, root, run};
 
 /// A gate that does one thing with WASI.
-fn wasi(instruction: &str) -> Bytes {
-    let read = |file: &str| std::fs::read_to_string(root().join("tests/fixtures/gates").join(file)).unwrap();
-    let module = module("wasi", &[("instruction", instruction)]);
-    let module = module.replacen("(module", &format!("(module {}", read("wasi_imports.wat")), 1);
-    let wit = read("wasi.wit");
+pub(super) fn wasi(instruction: &str) -> Bytes {
+    importing("wasi", &[("instruction", instruction)])
+}
+
+/// The component of a fixture that imports more than the contract: what is in the files beside it.
+pub(super) fn importing(name: &str, words: &[(&str, &str)]) -> Bytes {
+    let read = |file: String| std::fs::read_to_string(root().join("tests/fixtures/gates").join(file)).unwrap();
+    let module = module(name, words);
+    let module = module.replacen("(module", &format!("(module {}", read(format!("{name}_imports.wat"))), 1);
+    let wit = read(format!("{name}.wit"));
     // Every interface of it, whether the fixture needs it or only one that it needs does.
     let (mut package, mut imports) = (String::new(), String::new());
     for line in wit.lines().map(str::trim) {
@@ -43,7 +48,7 @@ async fn threat_01_sockets_of_wasi_connect_nowhere_and_resolve_nothing() {
 }
 
 #[tokio::test]
-async fn clocks_of_wasi_tell_whole_milliseconds() {
+async fn threat_25_clocks_of_wasi_tell_whole_milliseconds() {
     assert_passes(&run(&host(), wasi("(call $tells_whole_milliseconds)"), |_| {}).await);
 }
 

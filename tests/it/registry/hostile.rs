@@ -156,7 +156,7 @@ impl Forbidden {
 }
 
 #[tokio::test]
-async fn a_redirect_to_what_is_not_listed_is_not_followed() {
+async fn threat_20_a_redirect_to_what_is_not_listed_is_not_followed() {
     let forbidden = Forbidden::start().await;
     let targets = [
         format!("https://{}/latest/meta-data", forbidden.address),
@@ -207,7 +207,7 @@ async fn a_listed_blob_host_is_followed_and_is_not_told_who_asks() {
 }
 
 #[tokio::test]
-async fn credentials_go_only_to_listed_hosts() {
+async fn threat_20_credentials_go_only_to_listed_hosts() {
     let forbidden = Forbidden::start().await;
     for realm in [format!("https://{}/token", forbidden.address), "https://169.254.169.254/".to_owned()] {
         let demand = format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"x\"\r\n");
@@ -241,7 +241,7 @@ async fn a_token_of_a_listed_host_opens_the_repository() {
 }
 
 #[tokio::test]
-async fn a_digest_that_is_a_lie_is_not_believed() {
+async fn threat_19_a_digest_that_is_a_lie_is_not_believed() {
     let lie = format!("Docker-Content-Digest: {}\r\n", Digest::of(b"something else"));
     let server = Server::start(move |_| ok(&lie, manifest(b"component").to_string())).await;
     assert_refused(pull(&server.fetcher(&json!({})), server.image()).await, "DigestMismatch", &["calls the manifest"]);
@@ -256,7 +256,7 @@ async fn a_digest_that_is_a_lie_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_manifest_of_ten_gibibytes_is_not_read() {
+async fn threat_20_a_manifest_of_ten_gibibytes_is_not_read() {
     let told = format!("HTTP/1.1 200 OK\r\nContent-Length: {TOO_MANY}\r\n");
     let server = Server::start(move |_| Answer::Whole(told.clone(), Vec::new())).await;
     assert_refused(pull(&server.fetcher(&json!({})), server.image()).await, "TooLarge", &[]);
@@ -268,7 +268,7 @@ async fn a_manifest_of_ten_gibibytes_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_component_is_not_read_beyond_what_its_manifest_says() {
+async fn threat_14_a_component_is_not_read_beyond_what_its_manifest_says() {
     let server = Server::start(|path| match path {
         path if path.contains("/manifests/") => ok("", manifest(b"component").to_string()),
         _ => Answer::Endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n".to_owned()),

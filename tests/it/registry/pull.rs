@@ -38,7 +38,7 @@ async fn an_image_is_pulled_by_tag_and_by_digest_with_the_secret_of_its_namespac
 }
 
 #[tokio::test]
-async fn a_tag_that_moves_moves_nothing_that_was_resolved() {
+async fn threat_19_a_tag_that_moves_moves_nothing_that_was_resolved() {
     let registry = Registry::start().await.unwrap();
     let resolved = push(&registry, "1.0", b"first", |_| {}).await;
     push(&registry, "1.0", b"second", |_| {}).await;
@@ -60,7 +60,7 @@ async fn other_bytes_than_the_pinned_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_stored_broken_is_refused() {
+async fn threat_19_what_is_stored_broken_is_refused() {
     let registry = Registry::start().await.unwrap();
     push(&registry, "1.0", b"component", |_| {}).await;
     let (fetcher, name) = (fetcher(&registry, None), format!("{}/gates/smoke:1.0", registry.host()));
@@ -74,7 +74,7 @@ async fn what_is_stored_broken_is_refused() {
 }
 
 #[tokio::test]
-async fn other_images_than_plugins_are_refused_by_what_they_are() {
+async fn threat_14_other_images_than_plugins_are_refused_by_what_they_are() {
     let registry = Registry::start().await.unwrap();
     let (fetcher, host) = (fetcher(&registry, None), registry.host());
     let spin = "application/vnd.wasm.content.layer.v1+wasm";
@@ -91,7 +91,7 @@ async fn other_images_than_plugins_are_refused_by_what_they_are() {
 }
 
 #[tokio::test]
-async fn a_precompiled_component_is_pulled_and_never_run() {
+async fn threat_18_a_precompiled_component_is_pulled_and_never_run() {
     let engine = wasmtime::Engine::default();
     let component = engine.precompile_component(&wat::parse_str("(component)").unwrap()).unwrap();
     let registry = Registry::start().await.unwrap();

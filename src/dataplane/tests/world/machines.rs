@@ -16,7 +16,9 @@ impl World {
             self.endpoints(&name);
         }
         for name in self.names("EndpointSlice") {
-            if self.raw("Service", &name).is_none() {
+            let labels = &self.raw("EndpointSlice", &name).expect("a slice")["metadata"]["labels"];
+            let service = labels["kubernetes.io/service-name"].as_str().unwrap_or_default().to_owned();
+            if self.raw("Service", &service).is_none() {
                 self.objects.remove(&("EndpointSlice".to_owned(), name));
             }
         }
@@ -34,7 +36,7 @@ impl World {
         let wanted: Vec<_> = (0..count).map(|place| format!("{name}-{hash}-{place}")).collect();
         for pod in &wanted {
             let ready = self.raw("Pod", pod).map(|_| !self.broken.contains(image.as_str()));
-            self.start(name, pod, template, ready.unwrap_or_default());
+            self.start((name, &hash), pod, template, ready.unwrap_or_default());
         }
         let ready = |world: &Self, pod: &String| world.raw("Pod", pod).is_some_and(is_ready);
         let done = wanted.iter().all(|pod| ready(self, pod));
@@ -56,9 +58,9 @@ impl World {
         self.objects.get_mut(&("Deployment".to_owned(), name.to_owned())).expect("a Deployment")["status"] = status;
     }
 
-    fn start(&mut self, deployment: &str, name: &str, template: &Value, ready: bool) {
+    fn start(&mut self, (deployment, hash): (&str, &str), name: &str, template: &Value, ready: bool) {
         let status = json!({
-            "podIP": "10.1.0.1",
+            "podIP": "10.1.0.1", "podIPs": [{ "ip": "10.1.0.1" }],
             "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
         });
         let key = ("Pod".to_owned(), name.to_owned());
@@ -68,6 +70,11 @@ impl World {
                 let mut pod = template.clone();
                 pod["metadata"]["name"] = name.into();
                 pod["metadata"]["generateName"] = deployment.into();
+                pod["metadata"]["labels"][names::TEMPLATE_HASH] = hash.into();
+                pod["metadata"]["ownerReferences"] = json!([{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+                    "name": format!("{deployment}-{hash}"), "uid": format!("uid-of-{deployment}-{hash}"),
+                }]);
                 pod["status"] = status;
                 self.store(key, pod);
             }

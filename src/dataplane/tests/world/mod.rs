@@ -231,6 +231,11 @@ impl World {
         self.process += 1;
     }
 
+    /// A gate that was asked has something to say, however late.
+    pub(super) fn say(&mut self, attempt: &TrialKey, outcome: Outcome) {
+        self.trials.insert(attempt.clone(), Arc::new(Report::of(outcome)));
+    }
+
     /// What an autoscaler does.
     pub(super) fn autoscale(&mut self, replicas: i32) {
         let target = self.autoscaler()["spec"]["scaleTargetRef"]["name"].as_str().expect("a target").to_owned();

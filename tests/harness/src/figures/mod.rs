@@ -28,7 +28,7 @@ pub enum Figure {
     Upgrade,
     /// 300 DataPlanes created, then all upgraded at once, on Pods that are played by kwok (about 5 minutes).
     Scale,
-    /// What the gate host adds to the engine alone (about 5 minutes, most of them for building).
+    /// What the gate host adds to the engine alone, and what plugins of every language cost (about 10 minutes).
     Gate,
 }
 

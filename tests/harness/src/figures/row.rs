@@ -37,13 +37,13 @@ impl Row {
     pub fn line(&self) -> String {
         let target = self.target.map_or_else(|| "-".to_owned(), number);
         let verdict = if self.ok { "" } else { "  MISSED" };
-        format!("{:<28} {:>8} {target:>8}  {}{verdict}", self.name, number(self.value), self.unit)
+        format!("{:<34} {:>8} {target:>8}  {}{verdict}", self.name, number(self.value), self.unit)
     }
 }
 
 /// The line above the rows.
 pub fn heading(figure: &str) -> String {
-    format!("{figure:<28} {:>8} {:>8}  unit", "value", "target")
+    format!("{figure:<34} {:>8} {:>8}  unit", "value", "target")
 }
 
 /// A count, which is far below what a float holds exactly.

@@ -14,7 +14,7 @@ use anyhow::Result;
 
 pub use archive::{Config, Image};
 pub use gateway::{BAD, TAGS as GATEWAY_TAGS, gateway};
-pub use operator::operator;
+pub use operator::{linked_libraries, operator};
 
 use crate::workspace;
 

@@ -22,8 +22,8 @@ pub fn operator(binary: &Path) -> Result<PathBuf> {
     image.write(&Config { entrypoint: &["/usr/local/bin/sluice"], user: "65532", ..Config::default() })
 }
 
-/// The paths in ldd's answer: `libc.so.6 => /lib/.../libc.so.6 (0x...)`, and the loader without an arrow.
-fn linked_libraries(binary: &Path) -> Result<Vec<String>> {
+/// What a binary is linked to, by ldd's answer: `libc.so.6 => /lib/.../libc.so.6 (0x...)`, and the loader without an arrow.
+pub fn linked_libraries(binary: &Path) -> Result<Vec<String>> {
     let answer = run(Command::new("ldd").arg(binary))?;
     let paths = answer.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(str::to_owned).collect())

@@ -1,24 +1,15 @@
-//! What the gate host costs, beside the engine, hyper and a timer alone, in the same process on one CPU. Prints a line of
-//! JSON for each row; `cargo figures gate` runs it and knows the targets.
-//!
-//! The first argument is a folder with the plugins of `cargo plugins`.
+//! What the gate host adds to the engine, to a request, and to the end of a gate that does not end: all in this process.
 
-#[path = "../it/gate/fixtures.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "tests use the rest, and may stop where they stand")]
-mod fixtures;
+use std::{net::SocketAddr, time::Duration};
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustix::thread::{CpuSet, sched_setaffinity};
-use serde_json::json;
 use sluice::{
     gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
-    model::trial::{Digest, Endpoint, Grants, Limits, Method, Moment, Outcome, Scheme, Target, Trial},
+    model::trial::{Digest, Limits, Outcome, Trial},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -26,79 +17,25 @@ use tokio::{
     time::Instant,
 };
 
+use super::{fixtures, median, proxy, row, trial};
+
 /// Blocks of a comparison, and evaluations of each kind in a block.
 const BLOCKS: usize = 7;
 const EACH: usize = 200;
 
-fn main() -> Result<()> {
-    // Cargo's own flags come first.
-    let folder = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let folder = PathBuf::from(folder.context("name the folder of the plugins")?);
-    // One CPU for all: what is compared shares its caches, and no other thread helps either side.
-    let mut cpu = CpuSet::new();
-    cpu.set(0);
-    sched_setaffinity(None, &cpu)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measure(folder))
-}
-
-async fn measure(folder: PathBuf) -> Result<()> {
+/// Measures with the plugin `smoke`.
+pub(super) async fn measure(smoke: Bytes) -> Result<()> {
     let capacity = Capacity { trials: 8.try_into()?, threads: 1.try_into()? };
     let host = LocalGateHost::start(capacity, Compiler::InProcess)?;
-    let smoke = std::fs::read(folder.join("http-smoke.wasm")).context("http-smoke.wasm; `cargo plugins` makes it")?;
-    let smoke = load(&host, &unpacked(smoke)?).await?;
+    let smoke = load(&host, smoke).await?;
     evaluation(&host, &smoke).await?;
     request(&host, &smoke).await?;
     hang(&host, &smoke).await?;
     busy(&host).await
 }
 
-/// `cargo plugins` packs what it builds for ConfigMaps.
-fn unpacked(bytes: Vec<u8>) -> Result<Bytes> {
-    if bytes.starts_with(b"\0asm") {
-        return Ok(bytes.into());
-    }
-    let mut component = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(bytes.as_slice()), &mut component)?;
-    Ok(component.into())
-}
-
-async fn load(host: &LocalGateHost, bytes: &Bytes) -> Result<Digest> {
-    Ok(host.load(bytes.clone()).await?.digest)
-}
-
-fn row(name: &str, value: f64) {
-    #[expect(clippy::print_stdout, reason = "this is what it is run for")]
-    {
-        println!("{}", json!({ "name": name, "value": value }));
-    }
-}
-
-fn trial(digest: &Digest) -> Trial {
-    Trial {
-        id: "bench".into(),
-        namespace: "bench".into(),
-        digest: digest.clone(),
-        settings: json!({}),
-        moment: Moment::BeforePromotion,
-        timeout: Duration::from_secs(30),
-        limits: Limits::default(),
-        targets: Vec::new(),
-        state: None,
-        grants: Grants::default(),
-        candidate: None,
-        stable: None,
-    }
-}
-
-fn proxy(address: SocketAddr) -> Target {
-    Target {
-        name: "candidate/proxy".into(),
-        scheme: Scheme::Http,
-        service: address,
-        host: "bench".into(),
-        endpoints: vec![Endpoint { name: "pod".into(), address }],
-        methods: vec![Method::Get],
-    }
+async fn load(host: &LocalGateHost, bytes: Bytes) -> Result<Digest> {
+    Ok(host.load(bytes).await?.digest)
 }
 
 /// A gate that is granted nothing: settings, a refused request, a measurement, a verdict, and no network.
@@ -203,7 +140,7 @@ async fn hang(host: &LocalGateHost, digest: &Digest) -> Result<()> {
 /// A loop without an end: CPU time past its budget when it is stopped.
 async fn busy(host: &LocalGateHost) -> Result<()> {
     const BUDGET: Duration = Duration::from_millis(20);
-    let digest = load(host, &fixtures::fixture("busy_loop", &[("rounds", "0")])).await?;
+    let digest = load(host, fixtures::fixture("busy_loop", &[("rounds", "0")])).await?;
     let mut late = Vec::new();
     for _ in 0..200 {
         let report = host.run(Trial { limits: Limits { cpu: BUDGET, ..Limits::default() }, ..trial(&digest) }).await;
@@ -218,9 +155,4 @@ fn sorted(times: Vec<Duration>) -> Vec<f64> {
     let mut seconds: Vec<_> = times.into_iter().map(|time| time.as_secs_f64()).collect();
     seconds.sort_by(f64::total_cmp);
     seconds
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
