@@ -71,6 +71,8 @@ pub struct Observed {
 pub struct Record {
     /// Name of the `ControllerRevision`; none where it is still to be written.
     pub name: Option<String>,
+    /// Its resource version, likewise.
+    pub version: Option<String>,
     /// The name of the wish.
     pub revision: Revision,
     /// The wish.

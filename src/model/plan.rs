@@ -155,7 +155,7 @@ pub struct Traffic {
     pub selector: Selector,
     /// Its ports, as in the wish.
     pub ports: Value,
-    /// The promotion that moves it here: such a write is conditional and marked.
+    /// The promotion that moves it here: such a write is marked.
     pub promotion: Option<String>,
 }
 

@@ -34,8 +34,10 @@ pub async fn publish(
     if let Some(promotion) = &plan.promotion {
         let recorded = recorded(observed, &promotion.name);
         if recorded != Some(&promotion.status) {
-            let only_if = promotion.resource_version.as_deref();
-            writer.promotion_status(recorded, &promotion.name, only_if, &promotion.status).await?;
+            // One that this pass has made is written to as it was made.
+            let made = || writer.writes.version(&writer.intent.owner.uid, &("Promotion", promotion.name.clone()));
+            let only_if = promotion.resource_version.clone().or_else(made);
+            writer.promotion_status(recorded, &promotion.name, only_if.as_deref(), &promotion.status).await?;
         }
     }
     if observed.status.as_ref() != Some(status) {

@@ -134,6 +134,7 @@ fn record(revision: &Arc<k8s_openapi::api::apps::v1::ControllerRevision>) -> Opt
     let RecordData { wish, template } = RecordData::deserialize(&revision.data.as_ref()?.0).ok()?;
     Some(Record {
         name: Some(revision.name_any()),
+        version: revision.resource_version(),
         revision: revision.annotations().get(names::REVISION)?.as_str().into(),
         wish,
         template,

@@ -643,6 +643,7 @@ mod tests {
         Observed {
             records: vec![Record {
                 name: Some("record".into()),
+                version: Some("1".into()),
                 revision: wish.revision(),
                 wish,
                 template: None,
@@ -716,6 +717,7 @@ mod tests {
         observed.promotions.push(Arc::new(promotion));
         observed.records.push(Record {
             name: Some("staged".into()),
+            version: Some("1".into()),
             revision: opened.revision,
             wish: intent.wanted.clone().expect("a wish"),
             template: None,

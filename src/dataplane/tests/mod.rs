@@ -9,6 +9,8 @@
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
 //! | threats that decisions answer | [`threats`], `threat_...`, by the numbers that the tests of the gate host have too |
 //!
+//! [`writes`] sends what a pass writes to an API that refuses what was decided on something else.
+//!
 //! [`world`] plays the cluster around the pure corridor. Tables of one stage are in that stage: versions of images and
 //! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
 //! in [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
@@ -19,3 +21,4 @@ mod situations;
 mod threats;
 mod transitions;
 mod world;
+mod writes;

@@ -11,6 +11,7 @@
 //! A test that fails prints what there is to know of its namespace: events, conditions, logs.
 
 use std::fmt::Debug;
+use std::fs;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,10 @@ use crate::kubectl::Kubectl;
 use crate::operator::{self, LocalOperator};
 use crate::proxy::Proxy;
 use crate::wait::{History, PATIENCE, wait, wait_all};
+use crate::workspace;
+
+/// What lets the operator hold the Lease and keep its CA.
+const OWN: [&str; 2] = ["kind: Role", "kind: RoleBinding"];
 
 /// What a test works with.
 pub struct Kit {
@@ -133,7 +138,7 @@ impl Kit {
     /// Applies manifests to the test's namespace, as `kubectl apply` does.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         let path = self.dir().join("manifests.yaml");
-        std::fs::write(&path, manifests)?;
+        fs::write(&path, manifests)?;
         self.kubectl(&["apply", "--filename", &path.display().to_string()])
     }
 
@@ -161,6 +166,24 @@ impl Kit {
         LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace, &[])
     }
 
+    /// Starts one of several operators for the test's namespace, of which the Lease in there chooses one, as if it were in
+    /// a Pod of this name. What is the operator's own is there too: see [`Kit::own_lease`].
+    pub async fn elected_operator(&self, pod: &str, proxy: &Proxy) -> Result<LocalOperator> {
+        let token = operator::token(self.client.clone()).await?;
+        let more = ["--leader-elect", "true", "--namespace", &self.namespace];
+        LocalOperator::start_as(Some(pod), self.dir(), &proxy.kubeconfig(&token), &self.namespace, &more)
+    }
+
+    /// Gives the operator in the test's namespace what the manifests give it in its own.
+    pub fn own_lease(&self) -> Result<()> {
+        let manifests = fs::read_to_string(workspace::root().join("deploy/operator.yaml"))?;
+        let own = manifests.split("\n---\n").filter(|one| one.lines().any(|line| OWN.contains(&line)));
+        // The account that both speak of stays where it is.
+        let moved =
+            own.map(|one| one.replacen("  namespace: sluice-system", &format!("  namespace: {}", self.namespace), 1));
+        self.apply(&moved.collect::<Vec<_>>().join("\n---\n")).map(drop)
+    }
+
     /// Deletes every object of a kind in the test's namespace, whatever holds it.
     pub async fn clear<K>(&self) -> Result<()>
     where
@@ -171,12 +194,14 @@ impl Kit {
         Ok(())
     }
 
-    /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before.
+    /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before. It holds
+    /// its Lease, as where it is installed: for what is measured.
     pub async fn unwatched_operator(&self) -> Result<LocalOperator> {
-        self.operator_with(&[]).await
+        self.own_lease()?;
+        self.operator_with(&["--leader-elect", "true", "--namespace", &self.namespace]).await
     }
 
-    /// The same, with more arguments.
+    /// The same, with these arguments and without a Lease.
     pub async fn operator_with(&self, arguments: &[&str]) -> Result<LocalOperator> {
         let token = operator::token(self.client.clone()).await?;
         LocalOperator::start(self.dir(), &self.cluster.kubeconfig(&token), &self.namespace, arguments)
@@ -185,7 +210,7 @@ impl Kit {
     /// Prints what there is to know of the namespace and of the test's operator.
     pub fn dump(&self) {
         diagnosis::print(&Kubectl::local(&self.cluster), &self.namespace);
-        if let Ok(log) = std::fs::read(self.dir().join(operator::LOG)) {
+        if let Ok(log) = fs::read(self.dir().join(operator::LOG)) {
             eprintln!("operator:\n{}", last_lines(&log, 80));
         }
     }

@@ -6,6 +6,7 @@ mod crd;
 mod gates;
 mod input;
 mod kong;
+mod leader;
 mod managers;
 mod plugins;
 mod policy;

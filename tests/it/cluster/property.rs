@@ -158,8 +158,9 @@ async fn look(kit: &Kit, planned: &Planned) -> Result<Observed> {
         let record: ControllerRevision = settle(kit, object).await?;
         let data = record.data.context("a record without data")?.0;
         let RecordData { wish, template } = serde_json::from_value(data)?;
-        let (name, revision) = (Some(record.metadata.name.unwrap_or_default()), wish.revision());
-        observed.records.push(Record { name, revision, wish, template, ordinal: record.revision });
+        let (name, version) = (Some(record.metadata.name.unwrap_or_default()), record.metadata.resource_version);
+        let revision = wish.revision();
+        observed.records.push(Record { name, version, revision, wish, template, ordinal: record.revision });
     }
     for object in &planned.services {
         let service: Service = settle(kit, object).await?;

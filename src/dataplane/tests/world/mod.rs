@@ -56,7 +56,7 @@ use crate::{
 };
 
 /// Kind and name.
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 /// One DataPlane and everything around it.
 pub(super) struct World {
@@ -277,13 +277,19 @@ impl World {
         self.now += SignedDuration::from_secs(seconds);
     }
 
-    /// One pass. Says what was planned, and whether anything was written or learnt.
-    pub(super) fn pass(&mut self) -> (Plan, bool) {
+    /// What the next pass reads, and what it makes of it.
+    pub(super) fn decide(&self) -> (Intent, Observed, Plan, Planned) {
         let policies: Vec<_> = self.policies.iter().collect();
         let intent = check::read(&self.dataplane, &policies, true, &Ceilings::default());
         let observed = plan::adopt::complete(&intent, self.look(&intent));
         let plan = plan::decide(&intent, &observed, self.now);
         let planned = build::render(&intent, &observed, &plan);
+        (intent, observed, plan, planned)
+    }
+
+    /// One pass. Says what was planned, and whether anything was written or learnt.
+    pub(super) fn pass(&mut self) -> (Plan, bool) {
+        let (intent, observed, plan, planned) = self.decide();
         let before = (self.version, self.connections.len(), self.trials.len());
         let trouble = self.converge(&intent, &planned).err().map(|error| error.sentence());
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), self.now);
@@ -480,6 +486,11 @@ impl World {
     /// An object as stored.
     pub(super) fn raw(&self, kind: &str, name: &str) -> Option<&Value> {
         self.objects.get(&(kind.to_owned(), name.to_owned()))
+    }
+
+    /// Everything there is, by kind and name.
+    pub(super) fn everything(&self) -> &BTreeMap<Key, Value> {
+        &self.objects
     }
 
     /// Names of all objects of a kind.
