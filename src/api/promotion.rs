@@ -9,6 +9,7 @@ use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::promotionpolicy::defaults;
 use crate::model::trial::{Denial, Link, Measurement};
 
 /// What the upgrade is about. Never changes.
@@ -58,6 +59,9 @@ pub struct PromotionStatus {
     /// When the phase that waits for machines began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progressing_since: Option<Time>,
+    /// The policies that match, until traffic begins to move.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
     /// The evidence, one entry for each gate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateEvidence>,
@@ -246,4 +250,10 @@ pub struct Commit {
     /// Set when traffic has to go back to `from`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
+    /// Seconds for which the replaced side lives on, by the policies of that moment.
+    #[serde(default = "defaults::scale_down_delay")]
+    pub scale_down_delay_seconds: i32,
+    /// Seconds for every phase that waits for machines, likewise.
+    #[serde(default = "defaults::progress_deadline")]
+    pub progress_deadline_seconds: i32,
 }

@@ -1,4 +1,4 @@
-//! `PromotionPolicy`: which gates judge the upgrades of which DataPlanes, and by which rules.
+//! `PromotionPolicy` and `ClusterPromotionPolicy`: which gates judge the upgrades of which DataPlanes, and by which rules.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
@@ -11,7 +11,7 @@ use crate::model::PluginKey;
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
 
-/// Which gates judge the upgrades of which DataPlanes.
+/// Which gates judge the upgrades of which DataPlanes of a namespace.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "sluice.dev",
@@ -31,6 +31,47 @@ pub const ACCEPTED: &str = "Accepted";
 pub struct PromotionPolicySpec {
     /// DataPlanes of this namespace, by label; an empty selector means all of them.
     pub selector: LabelSelector,
+    /// What is demanded of them.
+    #[serde(flatten)]
+    pub rules: PolicyRules,
+}
+
+/// Which gates judge the upgrades of which DataPlanes of the cluster.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "sluice.dev",
+    version = "v1alpha1",
+    kind = "ClusterPromotionPolicy",
+    plural = "clusterpromotionpolicies",
+    category = "sluice",
+    status = "PromotionPolicyStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "ClusterPromotionPolicy says which gates judge the upgrades of which DataPlanes of which namespaces. It counts beside the policies of a namespace: gates add up and the strictest rule wins. Secrets that it names are those of the DataPlane's namespace.",
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.gates) || self.gates.all(gate, gate.pluginRef.kind == 'ClusterGatePlugin')").message(
+    "pluginRef.kind has to be ClusterGatePlugin: a plugin of a namespace is whatever that namespace makes it"
+))]
+pub struct ClusterPromotionPolicySpec {
+    /// Namespaces, by label; an empty selector means all of them.
+    pub namespace_selector: LabelSelector,
+    /// DataPlanes of these namespaces, by label; an empty selector means all of them.
+    pub selector: LabelSelector,
+    /// What is demanded of them.
+    #[serde(flatten)]
+    pub rules: PolicyRules,
+}
+
+/// What a policy demands of the upgrades of its DataPlanes. Of several policies, gates add up and the strictest rule wins.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRules {
+    /// Nothing is promoted while this is true.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// The gates. A revision is promoted only after every one of them passed for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "gates")]

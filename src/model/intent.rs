@@ -113,14 +113,24 @@ pub struct Ingress {
 /// What all matching policies demand together: gates add up, the strictest rule wins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
-    /// True where a policy matches, even one without gates: an approval is then bound to a revision.
-    pub governed: bool,
+    /// The policies that match, by the names they have in evidence.
+    pub policies: Vec<String>,
     /// Every gate of every matching policy, by name.
     pub gates: Vec<Gate>,
+    /// The first policy that lets nothing be promoted, if one does.
+    pub paused: Option<String>,
     /// How long the replaced side lives on.
     pub scale_down_delay: Duration,
     /// How long a phase may wait for machines.
     pub progress_deadline: Duration,
+}
+
+impl Rules {
+    /// True where a policy matches, even one without gates: an approval is then bound to a revision.
+    #[must_use]
+    pub fn govern(&self) -> bool {
+        !self.policies.is_empty()
+    }
 }
 
 /// One gate, ready to be run.

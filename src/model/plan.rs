@@ -117,11 +117,21 @@ pub struct Plan {
     /// decided on.
     pub arms: bool,
     /// This pass gives live traffic to a new wish: what it decided on is confirmed once more.
-    pub confirms: bool,
+    pub confirms: Option<Confirms>,
     /// With this pass the live side is founded: the next one, a moment later, says so.
     pub founds: bool,
     /// When to look again if nothing happens.
     pub again: Option<Timestamp>,
+}
+
+/// What is asked of the API before traffic goes to a new wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirms {
+    /// Whether the policies are those that were decided on. The commit vouches for the DataPlane: it was written to the
+    /// version that was decided on, and froze its spec.
+    Policies,
+    /// And the DataPlane too.
+    Everything,
 }
 
 /// A Deployment and its Secret.

@@ -29,6 +29,8 @@ pub struct Facts {
     pub governed: bool,
     /// At least one gate has to pass.
     pub gated: bool,
+    /// A policy lets nothing be promoted.
+    pub paused: bool,
     /// The record of the upgrade to what is wanted.
     pub upgrade: Upgrade,
     /// The new Pods.

@@ -6,6 +6,8 @@ pub mod judge;
 pub mod phase;
 mod targets;
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt;
@@ -15,12 +17,14 @@ use self::{
     judge::{Bench, Judged, Running},
 };
 use crate::{
-    api::promotion::{Approval, Commit, Promotion, PromotionStatus, Verdict},
+    api::promotion::{Approval, Commit, GateEvidence, Promotion, PromotionStatus, Verdict},
     model::{
         Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
         names::{self, State},
         observed::{Connection, Record, is_terminating, side_of},
-        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic},
+        plan::{
+            ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
+        },
     },
 };
 
@@ -43,8 +47,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         trials: scene.trials(phase),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
-        confirms: (phase == Phase::Switching && scene.facts.traffic == Moved::Armed)
-            || (phase == Phase::InPlace && scene.facts.wanted == Wanted::New),
+        confirms: scene.confirms(phase),
         again: scene.again(promotion.as_ref()),
         founds: phase == Phase::Founding && scene.records(phase).iter().any(|record| record.ordinal > 0),
         promotion,
@@ -122,8 +125,9 @@ impl<'a> Scene<'a> {
             strategy: intent.strategy,
             founded: observed.promoted().is_some(),
             wanted,
-            governed: intent.rules.governed,
+            governed: intent.rules.govern(),
             gated: !intent.rules.gates.is_empty(),
+            paused: intent.rules.paused.is_some(),
             upgrade: state,
             candidate: ready,
             gates: judged.judgement,
@@ -140,7 +144,7 @@ impl<'a> Scene<'a> {
     /// with Kong; with one, only the revision it was first seen with.
     fn approved(&self) -> bool {
         let approved = self.intent.approved && !self.voided();
-        if self.intent.rules.governed {
+        if self.intent.rules.govern() {
             approved && self.upgrade.and_then(|open| open.status.as_ref()?.approval.as_ref()).is_some()
         } else {
             approved && self.upgrade.is_some()
@@ -158,19 +162,50 @@ impl<'a> Scene<'a> {
         }
         if let Some(stale) = self.stale
             // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
-            && (self.intent.rules.governed || self.facts.wanted == Wanted::Live)
+            && (self.intent.rules.govern() || self.facts.wanted == Wanted::Live)
             && stale.status.as_ref().is_some_and(|status| status.approval.is_some())
         {
             return Some(format!("it was given for revision {}, which is no longer wanted", stale.spec.revision));
         }
         let recorded = self.upgrade.and_then(|open| open.status.as_ref())?;
-        if !matches!(self.facts.traffic, Moved::Stable | Moved::Armed) {
+        if self.moving() {
             return None;
         }
-        let names: Vec<_> = self.intent.rules.gates.iter().map(|gate| gate.name.as_str()).collect();
-        let gone: Vec<_> =
-            recorded.gates.iter().map(|entry| entry.name.as_str()).filter(|name| !names.contains(name)).collect();
-        (!gone.is_empty()).then(|| format!("it was given while {} still judged", gone.join(", ")))
+        let rules = &self.intent.rules;
+        let judges = |entry: &&GateEvidence| rules.gates.iter().any(|gate| gate.name == entry.name);
+        let gates: Vec<_> =
+            recorded.gates.iter().filter(|entry| !judges(entry)).map(|entry| entry.name.as_str()).collect();
+        if !gates.is_empty() {
+            return Some(format!("it was given while {} still judged", gates.join(", ")));
+        }
+        let policies: Vec<_> =
+            recorded.policies.iter().filter(|name| !rules.policies.contains(name)).map(String::as_str).collect();
+        (!policies.is_empty()).then(|| format!("it was given while {} still ruled", policies.join(", ")))
+    }
+
+    fn confirms(&self, phase: Phase) -> Option<Confirms> {
+        match (phase, self.facts.traffic) {
+            (Phase::Switching, Moved::Armed) => Some(Confirms::Policies),
+            (Phase::InPlace, _) if self.facts.wanted == Wanted::New => Some(Confirms::Everything),
+            _ => None,
+        }
+    }
+
+    /// Traffic has begun to move: from here on, changed policies wait for the next upgrade.
+    fn moving(&self) -> bool {
+        !matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
+    }
+
+    /// How long a phase may wait for machines.
+    fn patience(&self) -> Duration {
+        let committed = self.commit().filter(|_| self.moving());
+        committed.map_or(self.intent.rules.progress_deadline, |commit| seconds(commit.progress_deadline_seconds))
+    }
+
+    /// How long the replaced side lives on.
+    fn delay(&self) -> Duration {
+        let committed = self.commit().filter(|_| self.moving());
+        committed.map_or(self.intent.rules.scale_down_delay, |commit| seconds(commit.scale_down_delay_seconds))
     }
 
     fn approval(&self, phase: Phase) -> ApprovalPlan {
@@ -381,7 +416,10 @@ impl<'a> Scene<'a> {
                 };
                 (reason, self.judged.message.clone())
             }
-            Phase::Waiting => plain(Reason::AwaitingPromotion),
+            Phase::Waiting => match &self.intent.rules.paused {
+                Some(policy) => (Reason::AwaitingPromotion, format!("policy {policy} is paused: nothing is promoted")),
+                None => plain(Reason::AwaitingPromotion),
+            },
             Phase::Switching => plain(Reason::PromotionInProgress),
             Phase::Draining => plain(Reason::PromotionDone),
             Phase::Failed => {
@@ -405,20 +443,19 @@ impl<'a> Scene<'a> {
             Some(commit) => commit.at.as_ref(),
             None => status.and_then(|status| status.progressing_since.as_ref()),
         };
-        facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
+        facts::overdue(since.map(|since| since.0), self.patience(), self.now)
     }
 
     /// The replaced side has lived on long enough, counted from when all traffic had moved. It is not waited for while
     /// the new Pods are broken, unless something else is wanted by now: then waiting would keep the cure away.
     fn drained(&self) -> bool {
         let Some(status) = self.upgrade.and_then(|open| open.status.as_ref()) else { return false };
-        let rules = &self.intent.rules;
         let since = |time: Option<&Time>, limit| facts::overdue(time.map(|time| time.0), limit, self.now);
         let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
         if facts::converged(self.intent, self.observed, &self.candidate) {
-            since(status.switched_at.as_ref(), rules.scale_down_delay)
+            since(status.switched_at.as_ref(), self.delay())
         } else {
-            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, rules.progress_deadline)
+            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, self.patience())
         }
     }
 
@@ -469,7 +506,7 @@ impl<'a> Scene<'a> {
         let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
         // Each wait has its own clock: it stops where no machine is waited for.
         let waits = matches!(phase, Phase::Staging | Phase::Judging);
-        let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
+        let moving = self.moving();
         let voided = self.voided();
         let approval = match (self.intent.approved && !voided, before.approval.clone()) {
             _ if moving => before.approval.clone(),
@@ -484,6 +521,7 @@ impl<'a> Scene<'a> {
         };
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
+            policies: if moving { before.policies.clone() } else { self.intent.rules.policies.clone() },
             gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
             rechecks: if moving { Vec::new() } else { self.judged.rechecks.clone() },
             pods: if moving || self.facts.candidate == Candidate::NotReady {
@@ -511,11 +549,6 @@ impl<'a> Scene<'a> {
         if stand { before.pods.clone() } else { self.judged_pods.clone() }
     }
 
-    /// The commit is made or still only on record: no Service has been switched.
-    fn arming(&self) -> bool {
-        matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
-    }
-
     fn next_commit(&self, phase: Phase) -> Option<Commit> {
         match (phase, self.commit()) {
             (Phase::Switching, None) => Some(Commit {
@@ -524,9 +557,11 @@ impl<'a> Scene<'a> {
                 to: self.candidate.as_str().to_owned(),
                 approved_by: "annotation".into(),
                 back: false,
+                scale_down_delay_seconds: whole_seconds(self.intent.rules.scale_down_delay),
+                progress_deadline_seconds: whole_seconds(self.intent.rules.progress_deadline),
             }),
             // Late before anything was switched: nobody looked, and nobody was late.
-            (Phase::Switching, Some(commit)) if self.arming() && self.overdue() => {
+            (Phase::Switching, Some(commit)) if !self.moving() && self.overdue() => {
                 Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
             }
             (Phase::Switching, Some(commit)) => {
@@ -550,19 +585,25 @@ impl<'a> Scene<'a> {
     }
 
     fn again(&self, promotion: Option<&PlannedPromotion>) -> Option<Timestamp> {
-        let rules = &self.intent.rules;
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
         let committed = status.and_then(|status| status.commit.as_ref()?.at.as_ref());
         let since = committed.or(status.and_then(|status| status.progressing_since.as_ref()));
-        let waiting = due(since.map(|at| at.0), rules.progress_deadline);
-        let draining =
-            due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
+        let waiting = due(since.map(|at| at.0), self.patience());
+        let draining = due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), self.delay());
         // An evidence's time that is over waits for the candidate, and the candidate wakes us.
         let judging = self.judged.again.filter(|at| *at > self.now);
         [waiting, draining, judging].into_iter().flatten().min()
     }
+}
+
+fn seconds(count: i32) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or_default())
+}
+
+fn whole_seconds(span: Duration) -> i32 {
+    i32::try_from(span.as_secs()).unwrap_or(i32::MAX)
 }
 
 fn with_phase(status: PromotionStatus, phase: &str, message: String) -> PromotionStatus {
@@ -617,11 +658,7 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::promotion::{GateEvidence, GateOutcome},
-        dataplane::fixtures,
-        model::names::Role,
-    };
+    use crate::{api::promotion::GateOutcome, dataplane::fixtures, model::names::Role};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use serde_json::{Value, json};
     use std::sync::Arc;

@@ -17,7 +17,7 @@ pub fn of(facts: &Facts) -> Phase {
 fn at_rest_or_staged(facts: &Facts) -> Phase {
     match (facts.founded, facts.strategy, facts.wanted, facts.upgrade) {
         (false, ..) => Phase::Founding,
-        (true, Strategy::InPlace, Wanted::New, _) if facts.gated => Phase::Ungated,
+        (true, Strategy::InPlace, Wanted::New, _) if facts.gated || facts.paused => Phase::Ungated,
         (true, Strategy::InPlace, ..) => Phase::InPlace,
         (true, Strategy::BlueGreen, Wanted::Live, _) => Phase::Settled,
         (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Absent | Upgrade::Failed) => Phase::Settled,
@@ -35,7 +35,7 @@ fn staged(facts: &Facts) -> Phase {
         // Evidence stands while a fresh operator asks the Service again, but nothing moves on a guess.
         (Candidate::Unknown, true, Judgement::Passed) => Phase::Waiting,
         (Candidate::Answers, true, Judgement::Passed) | (_, false, _) => {
-            if facts.approved {
+            if facts.approved && !facts.paused {
                 Phase::Switching
             } else {
                 Phase::Waiting
@@ -54,6 +54,7 @@ mod tests {
         wanted: Wanted::Live,
         governed: true,
         gated: true,
+        paused: false,
         upgrade: Upgrade::Absent,
         candidate: Candidate::NotReady,
         gates: Judgement::Undecided,
@@ -98,6 +99,11 @@ mod tests {
             ("no policy, ready, nobody approved", Phase::Waiting, Facts { candidate: Candidate::Unknown, ..FREE }),
             ("no policy, not ready", Phase::Staging, FREE),
             ("no policy, ready and approved", Phase::Switching, Facts { candidate: Candidate::Unknown, approved: true, ..FREE }),
+            ("approved while a policy is paused", Phase::Waiting, Facts { approved: true, paused: true, ..JUDGED }),
+            ("gates are asked while a policy is paused", Phase::Judging, Facts { gates: Judgement::Undecided, paused: true, ..JUDGED }),
+            ("armed, and then paused", Phase::Waiting, Facts { approved: true, paused: true, traffic: Traffic::Armed, ..JUDGED }),
+            ("paused when a Service has switched: only forward", Phase::Switching, Facts { paused: true, traffic: Traffic::Moving, ..JUDGED }),
+            ("paused while the old side drains", Phase::Draining, Facts { paused: true, traffic: Traffic::Moved, ..JUDGED }),
             ("reverted while a person is awaited", Phase::Settled, Facts { wanted: Wanted::Live, ..JUDGED }),
             ("all gates passed and approved", Phase::Switching, Facts { approved: true, ..JUDGED }),
             ("armed, everything still holds", Phase::Switching, Facts { approved: true, traffic: Traffic::Armed, ..JUDGED }),
@@ -116,6 +122,7 @@ mod tests {
             ("drained", Phase::Settled, SETTLED),
             ("no strategy, no policy: in place", Phase::InPlace, Facts { strategy: Strategy::InPlace, ..FREE }),
             ("strategy removed while a gated revision is pending", Phase::Ungated, Facts { strategy: Strategy::InPlace, ..JUDGED }),
+            ("strategy removed while a policy without gates is paused", Phase::Ungated, Facts { strategy: Strategy::InPlace, gated: false, paused: true, ..JUDGED }),
             ("strategy removed at rest", Phase::InPlace, Facts { strategy: Strategy::InPlace, ..SETTLED }),
         ];
         for (row, phase, facts) in rows {
@@ -128,7 +135,7 @@ mod tests {
     fn nothing_begins_to_move_unless_ready_passed_and_approved() {
         combinations::each(|facts| {
             if of(&facts) == Phase::Switching && matches!(facts.traffic, Traffic::Stable | Traffic::Armed) {
-                assert!(facts.approved && facts.candidate != Candidate::NotReady, "{facts:?}");
+                assert!(facts.approved && !facts.paused && facts.candidate != Candidate::NotReady, "{facts:?}");
                 assert!(
                     !facts.governed || (facts.gates == Judgement::Passed && facts.candidate == Candidate::Answers),
                     "{facts:?}"
@@ -158,7 +165,7 @@ mod tests {
                                     Traffic::Returned,
                                     Traffic::Moved,
                                 ] {
-                                    for bits in 0..16_usize {
+                                    for bits in 0..32_usize {
                                         let bit = |n: usize| bools[(bits >> n) & 1];
                                         check(Facts {
                                             strategy,
@@ -166,6 +173,7 @@ mod tests {
                                             wanted,
                                             governed: bit(1),
                                             gated: bit(2),
+                                            paused: bit(4),
                                             upgrade,
                                             candidate,
                                             gates,

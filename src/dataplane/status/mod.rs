@@ -241,6 +241,10 @@ fn abnormal(intent: &Intent, type_: &str, reason: &str, message: String) -> Cond
 fn stalled(intent: &Intent, plan: &Plan) -> Option<Condition> {
     let (reason, message) = match (&intent.wanted, plan.phase) {
         (Err(refusal), _) => ("InvalidSpec", format!("{}: {}", refusal.field, refusal.message)),
+        (Ok(_), Phase::Ungated) if intent.rules.gates.is_empty() => (
+            "Paused",
+            "a policy is paused, and without spec.deployment.rollout.strategy.blueGreen there is no preview: the live side stays as it is".into(),
+        ),
         (Ok(_), Phase::Ungated) => (
             "GatesNeedBlueGreen",
             "a policy demands gates, and without spec.deployment.rollout.strategy.blueGreen there is nothing they could judge: the live side stays as it is".into(),
@@ -353,6 +357,7 @@ fn say(intent: &Intent, plan: &Plan) -> String {
         Reason::Progressing if plan.phase == Phase::Founding => format!("starting revision {revision}"),
         Reason::Progressing => format!("starting the preview of revision {revision}"),
         Reason::WaitingForChange => "at rest".into(),
+        Reason::AwaitingPromotion if intent.rules.paused.is_some() => format!("revision {revision}: {}", plan.message),
         Reason::AwaitingPromotion => format!("revision {revision} may be promoted and waits for approval"),
         Reason::PromotionInProgress => format!("moving traffic to revision {revision}"),
         Reason::PromotionDone => format!("revision {revision} is live"),

@@ -6,6 +6,7 @@
 //! | `U-1` to `U-3`: Kong's own unit tests of blue/green; and the tables of their neighbours | [`kong_units`], `u_...` |
 //! | 3.3: transitions of `RolledOut` | [`transitions`], `t_...`, a row each |
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
+//! | policies that come, go and change in every phase | [`policies`] |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
 //! | threats that decisions answer | [`threats`], `threat_...`, by the numbers that the tests of the gate host have too |
 //!
@@ -15,6 +16,7 @@
 
 mod defects;
 mod kong_units;
+mod policies;
 mod situations;
 mod threats;
 mod transitions;

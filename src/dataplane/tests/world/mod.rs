@@ -13,11 +13,11 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Secret},
-    apimachinery::pkg::apis::meta::v1::Condition,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
 };
 use kube::{
     Resource, ResourceExt,
-    core::Status,
+    core::{PartialObjectMeta, Status},
     runtime::{
         reflector::{self, Store},
         watcher::Event,
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use self::api::{default, entries, merge_patch, overlay, prune};
 use crate::{
     api::{
-        DataPlane, PromotionPolicy,
+        ClusterPromotionPolicy, DataPlane, PromotionPolicy,
         dataplane::{DataPlaneStatus, PROMOTE_WHEN_READY},
         promotion::PromotionStatus,
     },
@@ -41,7 +41,10 @@ use crate::{
         apply::{self, certificate},
         build::{self, CertificateOrder, Object, Planned, Surplus},
         check, fixtures,
-        observe::{self, caches::Caches},
+        observe::{
+            self,
+            caches::{Caches, OfCluster},
+        },
         plan,
         status::{self, Note},
     },
@@ -64,6 +67,10 @@ pub(super) struct World {
     pub(super) dataplane: DataPlane,
     /// Those of its namespace.
     pub(super) policies: Vec<PromotionPolicy>,
+    /// Those of the cluster.
+    pub(super) cluster_policies: Vec<ClusterPromotionPolicy>,
+    /// Its namespace.
+    pub(super) namespace: ObjectMeta,
     /// What gates say, once they are asked.
     pub(super) verdict: Option<Outcome>,
     /// What time it is.
@@ -94,6 +101,8 @@ impl World {
         Self {
             dataplane,
             policies: Vec::new(),
+            cluster_policies: Vec::new(),
+            namespace: ObjectMeta { name: Some("ns".into()), ..ObjectMeta::default() },
             verdict: None,
             now: Timestamp::from_second(1_800_000_000).expect("a time"),
             broken: BTreeSet::new(),
@@ -279,9 +288,10 @@ impl World {
 
     /// One pass. Says what was planned, and whether anything was written or learnt.
     pub(super) fn pass(&mut self) -> (Plan, bool) {
-        let policies: Vec<_> = self.policies.iter().collect();
+        let caches = self.caches();
+        let policies = observe::policies(&caches, "ns");
         let intent = check::read(&self.dataplane, &policies, true, &Ceilings::default());
-        let observed = plan::adopt::complete(&intent, self.look(&intent));
+        let observed = plan::adopt::complete(&intent, self.look(&intent, &caches));
         let plan = plan::decide(&intent, &observed, self.now);
         let planned = build::render(&intent, &observed, &plan);
         let before = (self.version, self.connections.len(), self.trials.len());
@@ -297,10 +307,14 @@ impl World {
         (plan, before != (self.version, self.connections.len(), self.trials.len()))
     }
 
-    fn look(&self, intent: &Intent) -> Observed {
-        let caches = Caches {
+    fn caches(&self) -> Caches {
+        Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
+            cluster: Some(OfCluster {
+                policies: stored(self.cluster_policies.clone()),
+                namespaces: stored([PartialObjectMeta { metadata: self.namespace.clone(), ..Default::default() }]),
+            }),
             promotions: Owned::of_store(self.packed()),
             records: Owned::of_store(self.packed()),
             deployments: Owned::of_store(self.packed()),
@@ -310,14 +324,17 @@ impl World {
             budgets: Owned::of_store(self.packed()),
             pods: Owned::of_store(self.packed()),
             slices: Owned::of_store(self.packed()),
-        };
+        }
+    }
+
+    fn look(&self, intent: &Intent, caches: &Caches) -> Observed {
         let ready = Plugin::Ready(Digest::of(b"plugin"));
         Observed {
             plugins: intent.rules.gates.iter().map(|gate| (gate.plugin.clone(), ready.clone())).collect(),
             trials: self.trials.clone(),
             connections: self.connections.clone(),
             host: format!("process {}", self.process),
-            ..observe::look(&caches, &self.dataplane)
+            ..observe::look(caches, &self.dataplane)
         }
     }
 
@@ -541,6 +558,19 @@ impl World {
         let ready = entries(&slice["endpoints"]).filter(|endpoint| endpoint["conditions"]["ready"] == true);
         let pods = ready.filter_map(|endpoint| self.raw("Pod", endpoint["targetRef"]["name"].as_str()?));
         pods.filter_map(|pod| Some(pod["spec"]["containers"][0]["image"].as_str()?.to_owned())).collect()
+    }
+
+    /// Status of the newest upgrade.
+    pub(super) fn promotion(&self) -> PromotionStatus {
+        let newest =
+            self.all("Promotion").into_iter().max_by_key(|one| one["metadata"]["creationTimestamp"].to_string());
+        serde_json::from_value(newest.expect("an upgrade")["status"].clone()).expect("a status")
+    }
+
+    /// Whether people were told of this, since they were last asked.
+    pub(super) fn told(&mut self, reason: &str, words: &str) -> bool {
+        let notes = std::mem::take(&mut self.notes);
+        notes.iter().any(|note| note.reason == reason && note.message.contains(words))
     }
 
     /// The autoscaler.
