@@ -69,6 +69,9 @@ pub struct ClusterPromotionPolicySpec {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRules {
+    /// Who approves an upgrade.
+    #[serde(default)]
+    pub approval: ApprovalRule,
     /// Nothing is promoted while this is true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -84,6 +87,16 @@ pub struct PolicyRules {
     #[serde(default = "defaults::progress_deadline")]
     #[schemars(range(min = 1, max = 86_400))]
     pub progress_deadline_seconds: i32,
+}
+
+/// Who approves an upgrade.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum ApprovalRule {
+    /// A person, by the annotation of the DataPlane or in the Promotion.
+    #[default]
+    Manual,
+    /// Nobody has to: promoted once every gate has its outcome, those that are only recorded included, and none refuses.
+    Automatic,
 }
 
 /// One gate of a policy.

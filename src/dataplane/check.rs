@@ -13,7 +13,7 @@ use crate::{
     api::{
         DataPlane,
         dataplane::{self, PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE, ServiceType},
-        promotionpolicy::{self, PluginKind, PolicyRules, defaults},
+        promotionpolicy::{self, ApprovalRule, PluginKind, PolicyRules, defaults},
     },
     model::{
         Gate, Ingress, Intent, Owner, Policies, Refusal, Rules, Scale, Strategy, Wish, duration,
@@ -207,6 +207,8 @@ fn rules(dataplane: &DataPlane, policies: &Policies, ceilings: &Ceilings) -> Rul
             .iter()
             .flat_map(|policy| policy.rules.gates.iter().map(|entry| gate(policy, entry, &namespace, ceilings)))
             .collect(),
+        automatic: !matching.is_empty()
+            && matching.iter().all(|policy| policy.rules.approval == ApprovalRule::Automatic),
         paused: matching.iter().find(|policy| policy.rules.paused).map(|policy| policy.name.clone()),
         // The longest life for the replaced side and the shortest patience with machines.
         scale_down_delay: seconds(
@@ -343,6 +345,19 @@ mod tests {
             vec![policy("a", json!({"selector": {}})), policy("b", json!({"selector": {}, "paused": paused}))].into()
         };
         assert_eq!((asked(&policies(true)).paused, asked(&policies(false)).paused), (Some("b".into()), None));
+    }
+
+    #[test]
+    fn one_policy_that_asks_a_person_is_enough() {
+        let named = |name: &str, approval: &str| policy(name, json!({"selector": {}, "approval": approval}));
+        for (policies, automatic) in [
+            (vec![], false),
+            (vec![named("a", "Automatic")], true),
+            (vec![named("a", "Automatic"), named("b", "Automatic")], true),
+            (vec![named("a", "Automatic"), named("b", "Manual")], false),
+        ] {
+            assert_eq!(asked(&policies.into()).automatic, automatic);
+        }
     }
 
     /// A policy of the cluster for namespaces with a label.

@@ -117,6 +117,8 @@ pub struct Rules {
     pub policies: Vec<String>,
     /// Every gate of every matching policy, by name.
     pub gates: Vec<Gate>,
+    /// All of them promote without asking anybody.
+    pub automatic: bool,
     /// The first policy that lets nothing be promoted, if one does.
     pub paused: Option<String>,
     /// How long the replaced side lives on.

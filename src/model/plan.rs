@@ -34,8 +34,8 @@ pub enum Phase {
     Switching,
     /// Traffic has moved; the replaced side lives on for a while.
     Draining,
-    /// Traffic had to be moved back; the revision is not tried again by itself.
-    Failed,
+    /// The revision was given up or moved back, and is not tried again by itself.
+    Rejected,
 }
 
 /// The reason of the condition `RolledOut`. The first seven are Kong's.
@@ -65,6 +65,10 @@ pub enum Reason {
     PreviewUnreachable,
     /// A phase that waits for machines took too long.
     DeadlineExceeded,
+    /// Somebody gave the upgrade up.
+    Aborted,
+    /// Traffic had moved and was moved back.
+    RolledBack,
 }
 
 impl Reason {
@@ -84,6 +88,8 @@ impl Reason {
             Self::GatesHeld => "GatesHeld",
             Self::PreviewUnreachable => "PreviewUnreachable",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::Aborted => "Aborted",
+            Self::RolledBack => "RolledBack",
         }
     }
 }
@@ -109,6 +115,8 @@ pub struct Plan {
     pub promotion: Option<PlannedPromotion>,
     /// What becomes of the promote annotation.
     pub approval: ApprovalPlan,
+    /// A decision that is taken off its upgrade.
+    pub cleared: Option<Cleared>,
     /// Trials that should be running. Others are cancelled.
     pub trials: Vec<PlannedTrial>,
     /// Asks the preview Service for a connection.
@@ -208,6 +216,21 @@ pub enum ApprovalPlan {
     Consume,
     /// It was given for something else: removed, and said so.
     Void(String),
+}
+
+/// A decision that is taken off its upgrade: it was carried out, or it cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleared {
+    /// Name of the upgrade.
+    pub promotion: String,
+    /// Its resource version: another decision is another one.
+    pub resource_version: String,
+    /// Only the retry goes, and the rest stands.
+    pub retry_only: bool,
+    /// Who decided.
+    pub by: String,
+    /// Why it cannot be carried out; none where it was.
+    pub why: Option<String>,
 }
 
 /// A trial that should be running.

@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod facts;
 pub mod judge;
+mod people;
 pub mod phase;
 mod targets;
 
@@ -17,11 +18,11 @@ use self::{
     judge::{Bench, Judged, Running},
 };
 use crate::{
-    api::promotion::{Approval, Commit, GateEvidence, Promotion, PromotionStatus, Verdict},
+    api::promotion::{Back, Commit, GateEvidence, Promotion, PromotionStatus, Verdict},
     model::{
         Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
         names::{self, State},
-        observed::{Connection, Record, is_terminating, side_of},
+        observed::{Connection, Record, is_terminating, side_of, verdict},
         plan::{
             ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
         },
@@ -44,6 +45,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         preview: scene.preview_traffic(phase),
         records: scene.records(phase),
         approval: scene.approval(phase),
+        cleared: scene.cleared(),
         trials: scene.trials(phase),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
@@ -63,7 +65,11 @@ struct Scene<'a> {
     judged: Judged,
     /// The upgrade under way, if it is about what is wanted.
     upgrade: Option<&'a Promotion>,
-    /// The upgrade under way, if something else is wanted since.
+    /// What is on record of it.
+    recorded: Option<PromotionStatus>,
+    /// What somebody has judge once more.
+    retry: Option<people::Retry<'a>>,
+    /// The upgrade under way, if it ends: something else is wanted since, or it is given up.
     stale: Option<&'a Promotion>,
     /// The selector that takes traffic unless it is being moved.
     stable: Selector,
@@ -86,10 +92,13 @@ impl<'a> Scene<'a> {
         // While traffic moves, the upgrade is the one that moves it, whatever is wanted since.
         let current =
             moving || (state == Upgrade::Open && wanted != Wanted::Live && intent.strategy == Strategy::BlueGreen);
-        let (upgrade, stale) = if current { (open, None) } else { (None, open) };
+        let taken_up = || observed.promotions.last().map(AsRef::as_ref).filter(|_| state == Upgrade::Open);
+        let (upgrade, stale) = if current { (open.or_else(taken_up), None) } else { (None, open) };
+        let recorded = upgrade.map(people::standing);
+        let retry = people::retry(upgrade, &intent.rules.gates).filter(|_| !moving);
 
         let stable = facts::live_selector(intent, observed);
-        let candidate = match upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref()) {
+        let candidate = match recorded.as_ref().and_then(|recorded| recorded.commit.as_ref()) {
             Some(commit) => Selector::from(commit.to.as_str()),
             None => adopt::candidate(observed, &stable, &intent.owner.uid),
         };
@@ -110,16 +119,18 @@ impl<'a> Scene<'a> {
             facts::candidate(observed, &candidate, revision, least, connection.as_ref())
         });
         let judged_pods = facts::pods(observed, &candidate);
-        let recorded = upgrade.and_then(|open| open.status.as_ref());
         // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now.
-        let stands = recorded.is_none_or(|status| status.pods.iter().all(|pod| judged_pods.contains(pod)));
-        let standing = recorded.filter(|_| stands || ready == Candidate::NotReady);
-        let (evidence, rechecks) =
-            standing.map_or((&[][..], &[][..]), |status| (&status.gates[..], &status.rechecks[..]));
+        let stands = recorded.iter().flat_map(|status| &status.pods).all(|pod| judged_pods.contains(pod));
+        let standing = recorded.as_ref().filter(|_| moving || stands || ready == Candidate::NotReady);
+        let once_more = |entry: &&GateEvidence| retry.as_ref().is_some_and(|retry| retry.gates.contains(&entry.name));
+        let of = |entries: fn(&PromotionStatus) -> &Vec<GateEvidence>| -> Vec<GateEvidence> {
+            standing.into_iter().flat_map(entries).filter(|entry| !once_more(entry)).cloned().collect()
+        };
+        let (evidence, rechecks) = (of(|status| &status.gates), of(|status| &status.rechecks));
         let may_run = ready == Candidate::Answers && upgrade.is_some() && !moving;
         let uid = upgrade.and_then(ResourceExt::uid);
         let bench = Bench { promotion: uid.as_deref(), observed, may_run, now };
-        let judged = judge::judge(&intent.rules.gates, evidence, rechecks, bench);
+        let judged = judge::judge(&intent.rules.gates, &evidence, &rechecks, bench);
 
         let facts = Facts {
             strategy: intent.strategy,
@@ -132,23 +143,35 @@ impl<'a> Scene<'a> {
             candidate: ready,
             gates: judged.judgement,
             approved: false,
+            stopped: false,
             traffic,
         };
-        let mut scene =
-            Self { intent, observed, now, facts, judged, upgrade, stale, stable, candidate, staged, judged_pods };
+        let mut scene = Self {
+            intent,
+            observed,
+            now,
+            facts,
+            judged,
+            upgrade,
+            recorded,
+            retry,
+            stale,
+            stable,
+            candidate,
+            staged,
+            judged_pods,
+        };
         scene.facts.approved = scene.approved();
+        scene.facts.stopped = scene.stopped();
         scene
     }
 
     /// Whether the staged revision may be promoted. Without a policy the annotation approves whatever is staged, as
-    /// with Kong; with one, only the revision it was first seen with.
+    /// with Kong; everything else counts once it is on record, for the revision it was first seen with.
     fn approved(&self) -> bool {
-        let approved = self.intent.approved && !self.voided();
-        if self.intent.rules.govern() {
-            approved && self.upgrade.and_then(|open| open.status.as_ref()?.approval.as_ref()).is_some()
-        } else {
-            approved && self.upgrade.is_some()
-        }
+        let (Some(recorded), Some(_)) = (&self.recorded, self.assent()) else { return false };
+        let as_with_kong = !self.intent.rules.govern() && self.approves().is_none();
+        (as_with_kong || recorded.approval.is_some()) && !self.voided()
     }
 
     /// An approval that was given for something else: another revision, or the same one with gates that are gone.
@@ -157,20 +180,28 @@ impl<'a> Scene<'a> {
     }
 
     fn void_reason(&self) -> Option<String> {
-        if !self.intent.approved {
+        if self.moving() || (!self.intent.approved && self.approves().is_none()) {
             return None;
         }
-        if let Some(stale) = self.stale
-            // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
-            && (self.intent.rules.govern() || self.facts.wanted == Wanted::Live)
-            && stale.status.as_ref().is_some_and(|status| status.approval.is_some())
-        {
-            return Some(format!("it was given for revision {}, which is no longer wanted", stale.spec.revision));
+        if let Some(stale) = self.stale {
+            let given = stale.status.as_ref().is_some_and(|status| status.approval.is_some());
+            let about = format!("it was given for revision {}", stale.spec.revision);
+            return match self.given_up(stale) {
+                Some((_, why)) => Some(format!("{about}, which was {why}")),
+                // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
+                None if given && (self.intent.rules.govern() || self.facts.wanted == Wanted::Live) => {
+                    Some(format!("{about}, which is no longer wanted"))
+                }
+                None => None,
+            };
         }
-        let recorded = self.upgrade.and_then(|open| open.status.as_ref())?;
-        if self.moving() {
-            return None;
+        if self.facts.upgrade == Upgrade::Rejected && self.facts.wanted == Wanted::New && self.intent.rules.govern() {
+            return Some(
+                "the revision was given up or moved back: spec.decision.retry of its Promotion takes it up again"
+                    .into(),
+            );
         }
+        let recorded = self.recorded.as_ref()?;
         let rules = &self.intent.rules;
         let judges = |entry: &&GateEvidence| rules.gates.iter().any(|gate| gate.name == entry.name);
         let gates: Vec<_> =
@@ -226,8 +257,17 @@ impl<'a> Scene<'a> {
         self.observed.promoted().map(|record| record.wish.clone()).or_else(|| self.intent.wanted.clone().ok())
     }
 
+    /// What the stable side runs: what is live by record, unless the candidate has that place already.
+    fn stable_wish(&self) -> Option<Wish> {
+        if facts::marked(self.observed) {
+            self.standing_record().map(|record| record.wish.clone())
+        } else {
+            self.live_wish()
+        }
+    }
+
     fn commit(&self) -> Option<&Commit> {
-        self.upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref())
+        self.recorded.as_ref()?.commit.as_ref()
     }
 
     fn sides(&self, phase: Phase) -> Vec<Side> {
@@ -260,12 +300,12 @@ impl<'a> Scene<'a> {
                 side(&self.stable, wish, Some(State::Live), count);
             }
             Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), count),
-            Phase::Settled | Phase::Failed => {
+            Phase::Settled | Phase::Rejected => {
                 side(&self.stable, self.live_wish(), Some(State::Live), count);
                 side(&self.candidate, self.live_wish(), Some(State::Preview), none);
             }
             Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
-                side(&self.stable, self.live_wish(), Some(State::Live), count);
+                side(&self.stable, self.stable_wish(), Some(State::Live), count);
                 side(&self.candidate, staged(), Some(State::Preview), candidates);
             }
             Phase::Draining => {
@@ -301,7 +341,7 @@ impl<'a> Scene<'a> {
             (Phase::Draining, _) | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => {
                 at(&self.candidate, staged(), mark())
             }
-            (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.live_wish(), mark()),
+            (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Founding | Phase::InPlace, _) => {
                 at(&self.stable, self.intent.wanted.clone().ok().or_else(|| self.live_wish()), None)
             }
@@ -313,7 +353,7 @@ impl<'a> Scene<'a> {
         let (selector, wish) = match phase {
             Phase::InPlace | Phase::Ungated => return None,
             Phase::Founding if self.intent.strategy == Strategy::InPlace => return None,
-            Phase::Founding | Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
+            Phase::Founding | Phase::Settled | Phase::Rejected => (self.candidate.clone(), self.live_wish()),
             Phase::Draining => {
                 (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
@@ -344,8 +384,11 @@ impl<'a> Scene<'a> {
             Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
                 Some(record(wish, known(wish)))
             }
-            Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Failed => None,
+            Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Rejected => None,
         }));
+        // What traffic goes back to is live again by record before it does.
+        let returns = self.facts.traffic == Moved::Returning && facts::marked(self.observed);
+        records.extend(self.stable_wish().filter(|_| returns).map(|wish| record(&wish, next)));
         records
     }
 
@@ -402,11 +445,12 @@ impl<'a> Scene<'a> {
                 };
                 if self.overdue() { (Reason::DeadlineExceeded, message) } else { (Reason::Progressing, message) }
             }
-            Phase::Judging => match self.facts.candidate {
-                Candidate::Silent => {
+            Phase::Judging => match (self.facts.candidate, &self.judged.loading) {
+                (Candidate::Silent, _) => {
                     let reason = if self.overdue() { Reason::DeadlineExceeded } else { Reason::PreviewUnreachable };
                     (reason, self.silence())
                 }
+                (_, Some(loading)) if self.overdue() => (Reason::DeadlineExceeded, loading.clone()),
                 _ => (Reason::RunningGates, self.judged.message.clone()),
             },
             Phase::Refused => {
@@ -414,18 +458,41 @@ impl<'a> Scene<'a> {
                     Judgement::Failed => Reason::GatesFailed,
                     _ => Reason::GatesHeld,
                 };
-                (reason, self.judged.message.clone())
+                let name = self.upgrade.map(ResourceExt::name_any).unwrap_or_default();
+                let what = format!("change spec, policy or plugin, or set spec.decision.retry of Promotion {name}");
+                (reason, format!("{}; {what}", self.judged.message))
             }
             Phase::Waiting => match &self.intent.rules.paused {
                 Some(policy) => (Reason::AwaitingPromotion, format!("policy {policy} is paused: nothing is promoted")),
                 None => plain(Reason::AwaitingPromotion),
             },
-            Phase::Switching => plain(Reason::PromotionInProgress),
-            Phase::Draining => plain(Reason::PromotionDone),
-            Phase::Failed => {
-                (Reason::PromotionFailed, "traffic did not reach the new Pods in time and was moved back".into())
+            Phase::Switching => {
+                let back = self.commit().and_then(|commit| commit.back.as_ref());
+                (Reason::PromotionInProgress, back.map(|back| back.message.clone()).unwrap_or_default())
             }
+            Phase::Draining => plain(Reason::PromotionDone),
+            Phase::Rejected => self.rejection(),
         }
+    }
+
+    /// Why the revision is not tried again by itself, and what would.
+    fn rejection(&self) -> (Reason, String) {
+        let newest = self.observed.promotions.last();
+        let (verdict, why, name) = match (self.stale.and_then(|stale| self.given_up(stale)), newest) {
+            (Some((verdict, why)), _) => (verdict, why, self.stale.map(ResourceExt::name_any)),
+            (None, Some(newest)) => {
+                let said = newest.status.as_ref().and_then(|status| status.message.clone());
+                (verdict(newest).unwrap_or(Verdict::Failed), said.unwrap_or_default(), Some(newest.name_any()))
+            }
+            (None, None) => (Verdict::Failed, String::new(), None),
+        };
+        let reason = match verdict {
+            Verdict::Aborted => Reason::Aborted,
+            Verdict::RolledBack => Reason::RolledBack,
+            Verdict::Failed | Verdict::Promoted | Verdict::Superseded | Verdict::Reverted => Reason::PromotionFailed,
+        };
+        let name = name.unwrap_or_default();
+        (reason, format!("{why}; change the spec, or set spec.decision.retry of Promotion {name}"))
     }
 
     fn silence(&self) -> String {
@@ -438,10 +505,9 @@ impl<'a> Scene<'a> {
 
     /// A phase that waits for machines has waited long enough.
     fn overdue(&self) -> bool {
-        let status = self.upgrade.and_then(|open| open.status.as_ref());
         let since = match self.commit() {
             Some(commit) => commit.at.as_ref(),
-            None => status.and_then(|status| status.progressing_since.as_ref()),
+            None => self.recorded.as_ref().and_then(|recorded| recorded.progressing_since.as_ref()),
         };
         facts::overdue(since.map(|since| since.0), self.patience(), self.now)
     }
@@ -449,7 +515,7 @@ impl<'a> Scene<'a> {
     /// The replaced side has lived on long enough, counted from when all traffic had moved. It is not waited for while
     /// the new Pods are broken, unless something else is wanted by now: then waiting would keep the cure away.
     fn drained(&self) -> bool {
-        let Some(status) = self.upgrade.and_then(|open| open.status.as_ref()) else { return false };
+        let Some(status) = &self.recorded else { return false };
         let since = |time: Option<&Time>, limit| facts::overdue(time.map(|time| time.0), limit, self.now);
         let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
         if facts::converged(self.intent, self.observed, &self.candidate) {
@@ -461,13 +527,15 @@ impl<'a> Scene<'a> {
 
     fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
         let closes = self.stale.map(|stale| {
-            let verdict = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
-            let status =
-                PromotionStatus { verdict: Some(verdict), commit: None, ..stale.status.clone().unwrap_or_default() };
+            let other = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
+            let (verdict, why) = self.given_up(stale).unwrap_or((other, String::new()));
+            let before = stale.status.clone().unwrap_or_default();
+            let decided = self.decided(stale, &before.decided);
+            let status = PromotionStatus { verdict: Some(verdict), commit: None, deadline: None, decided, ..before };
             (
                 stale.name_any(),
                 stale.resource_version().unwrap_or_default(),
-                with_phase(status, &format!("{verdict:?}"), String::new()),
+                with_phase(status, &format!("{verdict:?}"), why),
             )
         });
         let owner = &self.intent.owner;
@@ -477,17 +545,19 @@ impl<'a> Scene<'a> {
         );
         let staged = self.staged.as_ref().filter(|_| under_way);
         let Some((_, revision)) = staged else {
-            let (name, version, status) = closes?;
-            let stale = self.stale?;
-            return Some(PlannedPromotion {
-                name,
+            let known = |promotion: &Promotion, status| PlannedPromotion {
+                name: promotion.name_any(),
                 opens: false,
-                revision: stale.spec.revision.as_str().into(),
-                generation: stale.spec.generation,
-                resource_version: Some(version),
+                revision: promotion.spec.revision.as_str().into(),
+                generation: promotion.spec.generation,
+                resource_version: promotion.resource_version(),
                 status,
                 closes: None,
-            });
+            };
+            return match (closes, self.stale) {
+                (Some((.., status)), Some(stale)) => Some(known(stale, status)),
+                _ => self.lifted(phase).map(|(rejected, status)| known(rejected, status)),
+            };
         };
         Some(PlannedPromotion {
             name: self
@@ -502,17 +572,24 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// A rejection ends where something else is wanted: wanted again, the revision is tried again.
+    fn lifted(&self, phase: Phase) -> Option<(&'a Promotion, PromotionStatus)> {
+        let newest = self.observed.promotions.last().filter(|newest| facts::rejected(newest))?;
+        let ends = phase == Phase::Settled && self.facts.wanted == Wanted::Live;
+        let status = PromotionStatus { lifted_at: Some(Time(self.now)), ..newest.status.clone()? };
+        ends.then_some((newest.as_ref(), status))
+    }
+
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
-        let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
+        let before = self.recorded.clone().unwrap_or_default();
         // Each wait has its own clock: it stops where no machine is waited for.
         let waits = matches!(phase, Phase::Staging | Phase::Judging);
         let moving = self.moving();
-        let voided = self.voided();
-        let approval = match (self.intent.approved && !voided, before.approval.clone()) {
+        let approval = match (self.assent().filter(|_| !self.voided()), &before.approval) {
             _ if moving => before.approval.clone(),
-            (true, Some(approval)) => Some(approval),
-            (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
-            (false, _) => None,
+            // When it was first seen.
+            (Some(now), Some(known)) if now.by == known.by && now.reason == known.reason => Some(known.clone()),
+            (now, _) => now,
         };
         // What everybody's preview goes through is in its phase; a write that says no more would be one too many.
         let message = match phase {
@@ -529,6 +606,8 @@ impl<'a> Scene<'a> {
             } else {
                 self.pods(&before)
             },
+            history: self.history(&before),
+            decided: self.upgrade.map(|open| self.decided(open, &before.decided)).unwrap_or_default(),
             approval,
             commit: self.next_commit(phase),
             // Where traffic left the new Pods again the replaced side lives on, counted anew.
@@ -540,7 +619,31 @@ impl<'a> Scene<'a> {
         let name = status.verdict.map_or_else(|| format!("{phase:?}"), |verdict| format!("{verdict:?}"));
         let mut status = with_phase(status, &name, message);
         status.summary = summary(&status, self.intent.rules.gates.len());
+        status.deadline = self.deadline(phase, &status).filter(|_| status.verdict.is_none()).map(Time);
         status
+    }
+
+    /// When what the phase waits for has to be there, or what it keeps goes.
+    fn deadline(&self, phase: Phase, status: &PromotionStatus) -> Option<Timestamp> {
+        let after = |since: Option<&Time>, limit| since.map(|since| facts::after(since.0, limit));
+        match phase {
+            Phase::Staging => after(status.progressing_since.as_ref(), self.patience()),
+            // A gate may take longer than machines may.
+            Phase::Judging => self.judged.ends.or(after(status.progressing_since.as_ref(), self.patience())),
+            Phase::Switching => status
+                .commit
+                .as_ref()
+                .filter(|commit| commit.back.is_none())
+                .and_then(|commit| after(commit.at.as_ref(), self.patience())),
+            Phase::Draining => after(status.switched_at.as_ref(), self.delay()),
+            Phase::Founding
+            | Phase::InPlace
+            | Phase::Ungated
+            | Phase::Settled
+            | Phase::Refused
+            | Phase::Waiting
+            | Phase::Rejected => None,
+        }
     }
 
     /// The Pods evidence is about: those that were there when judging began.
@@ -555,8 +658,8 @@ impl<'a> Scene<'a> {
                 at: Some(Time(self.now)),
                 from: self.stable.as_str().to_owned(),
                 to: self.candidate.as_str().to_owned(),
-                approved_by: "annotation".into(),
-                back: false,
+                approved_by: self.assent().map(|approval| approval.by).unwrap_or_default(),
+                back: None,
                 scale_down_delay_seconds: whole_seconds(self.intent.rules.scale_down_delay),
                 progress_deadline_seconds: whole_seconds(self.intent.rules.progress_deadline),
             }),
@@ -564,14 +667,19 @@ impl<'a> Scene<'a> {
             (Phase::Switching, Some(commit)) if !self.moving() && self.overdue() => {
                 Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
             }
-            (Phase::Switching, Some(commit)) => {
-                let late = self.facts.traffic == Moved::Moving && self.overdue();
-                Some(Commit { back: commit.back || late, ..commit.clone() })
-            }
+            (Phase::Switching, Some(commit)) => Some(Commit {
+                back: commit.back.clone().or_else(|| self.back()).or_else(|| self.late()),
+                ..commit.clone()
+            }),
             (Phase::Draining, commit) => commit.cloned(),
             // Whatever broke before the first Service was switched voids it; the approval stands.
             _ => None,
         }
+    }
+
+    fn late(&self) -> Option<Back> {
+        let message = "traffic did not reach the new Pods in time and was moved back".into();
+        (self.facts.traffic == Moved::Moving && self.overdue()).then_some(Back { verdict: Verdict::Failed, message })
     }
 
     fn verdict(&self, phase: Phase) -> Option<Verdict> {
@@ -579,7 +687,10 @@ impl<'a> Scene<'a> {
             (Phase::Draining, _) if self.drained() && self.observed.deployment(&self.stable).is_none() => {
                 Some(Verdict::Promoted)
             }
-            (Phase::Switching, Moved::Returned) => Some(Verdict::Failed),
+            (Phase::Switching, Moved::Returned) => {
+                let back = self.commit().and_then(|commit| commit.back.as_ref());
+                Some(back.map_or(Verdict::Failed, |back| back.verdict))
+            }
             _ => None,
         }
     }
@@ -747,6 +858,7 @@ mod tests {
                 data_plane: "dp".into(),
                 revision: opened.revision.to_string(),
                 generation: 1,
+                decision: None,
             },
         );
         promotion.status = Some(PromotionStatus { gates: vec![waiting], ..opened.status });
@@ -772,6 +884,7 @@ mod tests {
             data_plane: "dp".into(),
             revision: opened.revision.to_string(),
             generation: 1,
+            decision: None,
         };
         observed.promotions.push(Arc::new(Promotion::new(&opened.name, spec)));
         let plan = decide(&intent, &observed, now());

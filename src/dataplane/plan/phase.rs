@@ -7,6 +7,8 @@ use crate::model::{Phase, Strategy};
 #[must_use]
 pub fn of(facts: &Facts) -> Phase {
     match facts.traffic {
+        // It begins its way back with the next pass, when that is on record.
+        Traffic::Moved if facts.stopped => Phase::Switching,
         Traffic::Moved => Phase::Draining,
         Traffic::Moving | Traffic::Returning | Traffic::Returned => Phase::Switching,
         // Until the first Service is switched everything is asked once more: whatever broke voids the commit.
@@ -20,8 +22,8 @@ fn at_rest_or_staged(facts: &Facts) -> Phase {
         (true, Strategy::InPlace, Wanted::New, _) if facts.gated || facts.paused => Phase::Ungated,
         (true, Strategy::InPlace, ..) => Phase::InPlace,
         (true, Strategy::BlueGreen, Wanted::Live, _) => Phase::Settled,
-        (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Absent | Upgrade::Failed) => Phase::Settled,
-        (true, Strategy::BlueGreen, Wanted::New, Upgrade::Failed) => Phase::Failed,
+        (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Absent | Upgrade::Rejected) => Phase::Settled,
+        (true, Strategy::BlueGreen, Wanted::New, Upgrade::Rejected) => Phase::Rejected,
         (true, Strategy::BlueGreen, Wanted::New, Upgrade::Absent | Upgrade::Open)
         | (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Open) => staged(facts),
     }
@@ -59,6 +61,7 @@ mod tests {
         candidate: Candidate::NotReady,
         gates: Judgement::Undecided,
         approved: false,
+        stopped: false,
         traffic: Traffic::Stable,
     };
     const STAGED: Facts = Facts { wanted: Wanted::New, upgrade: Upgrade::Open, ..SETTLED };
@@ -114,8 +117,16 @@ mod tests {
             ("switched, traffic not yet there", Phase::Switching, Facts { traffic: Traffic::Moving, ..JUDGED }),
             ("too late: back to stable", Phase::Switching, Facts { traffic: Traffic::Returning, ..JUDGED }),
             ("back at stable", Phase::Switching, Facts { traffic: Traffic::Returned, ..JUDGED }),
-            ("the revision had to be moved back", Phase::Failed, Facts { upgrade: Upgrade::Failed, wanted: Wanted::New, ..SETTLED }),
-            ("a failed revision is not what is wanted any more", Phase::Settled, Facts { upgrade: Upgrade::Failed, ..SETTLED }),
+            ("the revision had to be moved back", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, wanted: Wanted::New, ..SETTLED }),
+            ("given up before it was ready", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, ..STAGED }),
+            ("given up though it passed and was approved", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, ..JUDGED }),
+            ("given up when armed", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, traffic: Traffic::Armed, ..JUDGED }),
+            ("given up behind a refused wish", Phase::Settled, Facts { upgrade: Upgrade::Rejected, wanted: Wanted::Refused, ..JUDGED }),
+            ("a rejection outranks evidence and approval", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, gates: Judgement::Passed, ..JUDGED }),
+            ("a rejected revision is taken up again", Phase::Staging, Facts { upgrade: Upgrade::Open, ..STAGED }),
+            ("somebody wants it back while traffic moves", Phase::Switching, Facts { stopped: true, traffic: Traffic::Moving, ..JUDGED }),
+            ("somebody wants it back while the old side drains", Phase::Switching, Facts { stopped: true, traffic: Traffic::Moved, ..JUDGED }),
+            ("a failed revision is not what is wanted any more", Phase::Settled, Facts { upgrade: Upgrade::Rejected, ..SETTLED }),
             ("another revision after a failed one", Phase::Staging, Facts { wanted: Wanted::New, ..SETTLED }),
             ("traffic has moved", Phase::Draining, Facts { traffic: Traffic::Moved, ..JUDGED }),
             ("a later edit waits for the drain", Phase::Draining, Facts { traffic: Traffic::Moved, wanted: Wanted::New, upgrade: Upgrade::Absent, ..JUDGED }),
@@ -144,6 +155,16 @@ mod tests {
         });
     }
 
+    /// No path leads from a rejection to a switch.
+    #[test]
+    fn what_was_rejected_does_not_begin_to_move() {
+        combinations::each(|facts| {
+            if facts.upgrade == Upgrade::Rejected && matches!(facts.traffic, Traffic::Stable | Traffic::Armed) {
+                assert_ne!(of(&facts), Phase::Switching, "{facts:?}");
+            }
+        });
+    }
+
     mod combinations {
         use super::*;
 
@@ -152,7 +173,7 @@ mod tests {
             let bools = [false, true];
             for strategy in [Strategy::InPlace, Strategy::BlueGreen] {
                 for wanted in [Wanted::Live, Wanted::New, Wanted::Refused] {
-                    for upgrade in [Upgrade::Absent, Upgrade::Open, Upgrade::Failed] {
+                    for upgrade in [Upgrade::Absent, Upgrade::Open, Upgrade::Rejected] {
                         for candidate in
                             [Candidate::NotReady, Candidate::Unknown, Candidate::Silent, Candidate::Answers]
                         {
@@ -165,7 +186,7 @@ mod tests {
                                     Traffic::Returned,
                                     Traffic::Moved,
                                 ] {
-                                    for bits in 0..32_usize {
+                                    for bits in 0..64_usize {
                                         let bit = |n: usize| bools[(bits >> n) & 1];
                                         check(Facts {
                                             strategy,
@@ -178,6 +199,7 @@ mod tests {
                                             candidate,
                                             gates,
                                             approved: bit(3),
+                                            stopped: bit(5),
                                             traffic,
                                         });
                                     }

@@ -7,6 +7,7 @@ mod gates;
 mod input;
 mod kong;
 mod managers;
+mod people;
 mod plugins;
 mod policy;
 mod property;

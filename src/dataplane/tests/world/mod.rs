@@ -53,7 +53,7 @@ use crate::{
         grants::Ceilings,
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, Plugin, TrialKey},
-        plan::ApprovalPlan,
+        plan::{ApprovalPlan, Cleared},
         trial::{Digest, Outcome, Reason, Report},
     },
 };
@@ -81,6 +81,10 @@ pub(super) struct World {
     pub(super) refused: Option<String>,
     /// Whether anybody gives addresses to Services of type LoadBalancer.
     pub(super) balancer: bool,
+    /// Whether the preview answers nobody.
+    pub(super) silent: bool,
+    /// Whether plugins are still being loaded.
+    pub(super) loading: bool,
     /// Whether Deployments roll and Pods turn ready.
     pub(super) awake: bool,
     /// What people were told.
@@ -108,6 +112,8 @@ impl World {
             broken: BTreeSet::new(),
             refused: None,
             balancer: true,
+            silent: false,
+            loading: false,
             awake: true,
             notes: Vec::new(),
             objects: BTreeMap::new(),
@@ -198,6 +204,18 @@ impl World {
     /// Annotates it to be promoted.
     pub(super) fn approve(&mut self) {
         self.annotate(PROMOTE_WHEN_READY, Some("true"));
+    }
+
+    /// Decides about the newest upgrade.
+    pub(super) fn decide(&mut self, decision: Value) {
+        let newest = name(self.newest());
+        self.bend("Promotion", &newest, |promotion| merge_patch(&mut promotion["spec"]["decision"], &decision));
+    }
+
+    /// The newest upgrade.
+    pub(super) fn newest(&self) -> &Value {
+        let created = |one: &&Value| one["metadata"]["creationTimestamp"].to_string();
+        self.all("Promotion").into_iter().max_by_key(created).expect("an upgrade")
     }
 
     fn touched(&mut self, spec: bool) {
@@ -294,7 +312,7 @@ impl World {
         let observed = plan::adopt::complete(&intent, self.look(&intent, &caches));
         let plan = plan::decide(&intent, &observed, self.now);
         let planned = build::render(&intent, &observed, &plan);
-        let before = (self.version, self.connections.len(), self.trials.len());
+        let before = (self.version, self.connections.clone(), self.trials.len());
         let trouble = self.converge(&intent, &planned).err().map(|error| error.sentence());
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), self.now);
         if !plan.founds || trouble.is_some() {
@@ -304,7 +322,7 @@ impl World {
             self.work(&plan);
             self.notes.extend(status::notes(&intent, &observed, &plan, &status));
         }
-        (plan, before != (self.version, self.connections.len(), self.trials.len()))
+        (plan, before.0 != self.version || before.1 != self.connections || before.2 != self.trials.len())
     }
 
     fn caches(&self) -> Caches {
@@ -328,7 +346,7 @@ impl World {
     }
 
     fn look(&self, intent: &Intent, caches: &Caches) -> Observed {
-        let ready = Plugin::Ready(Digest::of(b"plugin"));
+        let ready = if self.loading { Plugin::Loading } else { Plugin::Ready(Digest::of(b"plugin")) };
         Observed {
             plugins: intent.rules.gates.iter().map(|gate| (gate.plugin.clone(), ready.clone())).collect(),
             trials: self.trials.clone(),
@@ -393,6 +411,10 @@ impl World {
     }
 
     fn publish(&mut self, plan: &Plan, status: &DataPlaneStatus, trouble: bool) {
+        if let Some(Cleared { promotion, retry_only, .. }) = &plan.cleared {
+            let decision = if *retry_only { json!({ "retry": null }) } else { Value::Null };
+            self.bend("Promotion", promotion, |one| merge_patch(&mut one["spec"]["decision"], &decision));
+        }
         let moving = plan.phase == Phase::Switching && !plan.arms;
         if let Some(promotion) = plan.promotion.as_ref().filter(|_| moving || !trouble) {
             self.promotion_status(&promotion.name, &promotion.status);
@@ -416,9 +438,10 @@ impl World {
         }
     }
 
-    /// The preview answers, and gates say what they have to say.
+    /// The preview answers, if it does, and gates say what they have to say.
     fn work(&mut self, plan: &Plan) {
-        self.connections.extend(plan.connect.iter().map(|key| (key.clone(), Connection::Answers)));
+        let answer = if self.silent { Connection::Silent("nobody is there".into()) } else { Connection::Answers };
+        self.connections.extend(plan.connect.iter().map(|key| (key.clone(), answer.clone())));
         let said = self.verdict.iter().flat_map(|verdict| plan.trials.iter().map(move |trial| (trial, verdict)));
         self.trials.extend(said.map(|(trial, verdict)| (trial.key.clone(), Arc::new(Report::of(verdict.clone())))));
     }
@@ -562,9 +585,7 @@ impl World {
 
     /// Status of the newest upgrade.
     pub(super) fn promotion(&self) -> PromotionStatus {
-        let newest =
-            self.all("Promotion").into_iter().max_by_key(|one| one["metadata"]["creationTimestamp"].to_string());
-        serde_json::from_value(newest.expect("an upgrade")["status"].clone()).expect("a status")
+        serde_json::from_value(self.newest()["status"].clone()).expect("a status")
     }
 
     /// Whether people were told of this, since they were last asked.
