@@ -9,8 +9,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::promotionpolicy::defaults;
-use crate::model::trial::{Denial, Link, Measurement};
+use super::promotionpolicy::{Gate, defaults};
+use crate::model::trial::{Denial, Link, Measurement, Moment};
 
 /// What the upgrade is about, which never changes, and what people decide about it.
 #[allow(clippy::duplicated_attributes, reason = "columns of one type are not one column")]
@@ -221,6 +221,9 @@ pub enum Act {
 pub struct GateEvidence {
     /// `<policy>/<gate>`.
     pub name: String,
+    /// When it judges.
+    #[serde(default, skip_serializing_if = "Moment::is_default")]
+    pub when: Moment,
     /// The plugin's object.
     pub plugin: String,
     /// Digest of the plugin, pinned when judging began.
@@ -354,6 +357,17 @@ pub struct Approval {
     pub at: Option<Time>,
 }
 
+/// A gate that judges once traffic has moved.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Verifies {
+    /// Its policy, as evidence names it.
+    pub policy: String,
+    /// Its entry there.
+    #[schemars(schema_with = "super::any_object")]
+    pub gate: Gate,
+}
+
 /// Why traffic has to go back.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -362,6 +376,9 @@ pub struct Back {
     pub verdict: Verdict,
     /// Why, in one sentence.
     pub message: String,
+    /// When all of it was back: the side it left lives on from here like a replaced one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned_at: Option<Time>,
 }
 
 /// The decision to move traffic.
@@ -380,7 +397,10 @@ pub struct Commit {
     /// Set when traffic has to go back to `from`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back: Option<Back>,
-    /// Seconds for which the replaced side lives on, by the policies of that moment.
+    /// The gates that judge once traffic has moved, by the policies of that moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verifies: Vec<Verifies>,
+    /// Seconds for which the replaced side lives on, likewise.
     #[serde(default = "defaults::scale_down_delay")]
     pub scale_down_delay_seconds: i32,
     /// Seconds for every phase that waits for machines, likewise.

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::grants::Grants;
-use crate::model::PluginKey;
+use crate::model::{PluginKey, trial::Moment};
 
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
@@ -130,6 +130,11 @@ pub struct Gate {
     #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('1h')").message("must be at least 0s and at most 1h"))]
     pub retry_backoff: String,
+    /// `BeforePromotion`, or `AfterPromotion`: judged behind the live Services while the replaced side stands. What does not
+    /// pass then moves traffic back.
+    // Absent where nothing is said, as grants are.
+    #[serde(default, skip_serializing_if = "Moment::is_default")]
+    pub when: Moment,
     /// `Enforce`, or `DryRun`: recorded and never obeyed.
     #[serde(default)]
     pub enforcement: Enforcement,

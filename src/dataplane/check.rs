@@ -13,12 +13,11 @@ use crate::{
     api::{
         DataPlane,
         dataplane::{self, PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE, ServiceType},
-        promotionpolicy::{self, ApprovalRule, PluginKind, PolicyRules, defaults},
+        promotionpolicy::{ApprovalRule, PolicyRules, defaults},
     },
     model::{
-        Gate, Ingress, Intent, Owner, Policies, Refusal, Rules, Scale, Strategy, Wish, duration,
-        grants::{Ceilings, Granted},
-        names,
+        Gate, Ingress, Intent, Owner, Policies, Refusal, Rules, Scale, Strategy, Wish, gate::OF_CLUSTER,
+        grants::Ceilings,
     },
 };
 
@@ -50,6 +49,7 @@ pub fn read(dataplane: &DataPlane, policies: &Policies, validate_images: bool, c
         // Byte for byte, as with Kong: `True` or `1` approve nothing.
         approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
         rules: rules(dataplane, policies, ceilings),
+        ceilings: ceilings.clone(),
     }
 }
 
@@ -171,7 +171,7 @@ fn supported(image: &str) -> bool {
 
 /// A policy that matches, of either kind.
 struct Matching<'a> {
-    /// As in evidence. No policy of a namespace has a `/` in its name, so the two kinds cannot meet.
+    /// As in evidence.
     name: String,
     of_cluster: bool,
     rules: &'a PolicyRules,
@@ -179,13 +179,12 @@ struct Matching<'a> {
 
 /// Those of the cluster first, each kind by name: evidence comes in this order.
 fn matching<'a>(dataplane: &DataPlane, policies: &'a Policies) -> Vec<Matching<'a>> {
-    let cluster =
-        policies.cluster.iter().flat_map(|cluster| {
-            let chooses = |selector| cluster.labels.as_ref().is_none_or(|labels| matches(selector, labels));
-            cluster.policies.iter().filter(move |policy| chooses(&policy.spec.namespace_selector)).map(|policy| {
-                (&policy.spec.selector, format!("cluster/{}", policy.name_any()), true, &policy.spec.rules)
-            })
-        });
+    let cluster = policies.cluster.iter().flat_map(|cluster| {
+        let chooses = |selector| cluster.labels.as_ref().is_none_or(|labels| matches(selector, labels));
+        cluster.policies.iter().filter(move |policy| chooses(&policy.spec.namespace_selector)).map(|policy| {
+            (&policy.spec.selector, format!("{OF_CLUSTER}{}", policy.name_any()), true, &policy.spec.rules)
+        })
+    });
     let own = policies.own.iter().map(|policy| (&policy.spec.selector, policy.name_any(), false, &policy.spec.rules));
     let mut matching: Vec<_> = cluster
         .chain(own)
@@ -205,7 +204,9 @@ fn rules(dataplane: &DataPlane, policies: &Policies, ceilings: &Ceilings) -> Rul
         policies: matching.iter().map(|policy| policy.name.clone()).collect(),
         gates: matching
             .iter()
-            .flat_map(|policy| policy.rules.gates.iter().map(|entry| gate(policy, entry, &namespace, ceilings)))
+            .flat_map(|policy| {
+                policy.rules.gates.iter().map(|entry| Gate::of(&policy.name, entry, &namespace, ceilings))
+            })
             .collect(),
         automatic: !matching.is_empty()
             && matching.iter().all(|policy| policy.rules.approval == ApprovalRule::Automatic),
@@ -224,49 +225,6 @@ fn rules(dataplane: &DataPlane, policies: &Policies, ceilings: &Ceilings) -> Rul
 /// selector must not let an upgrade past its gates.
 fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
     LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(labels))
-}
-
-/// An entry of a policy, for a DataPlane of `namespace`: there are the objects that it names, whoever wrote it.
-fn gate(policy: &Matching<'_>, entry: &promotionpolicy::Gate, namespace: &str, ceilings: &Ceilings) -> Gate {
-    let mut problem = None;
-    if policy.of_cluster && entry.plugin_ref.kind == PluginKind::GatePlugin {
-        // The namespace could put whatever it likes in its place.
-        problem = Some(format!("spec.gates[{}].pluginRef.kind has to be ClusterGatePlugin", entry.name));
-    }
-    let granted =
-        entry.grants.as_ref().map(|grants| grants.read(namespace, ceilings)).unwrap_or_else(|| Ok(Granted::default()));
-    let grants = granted.unwrap_or_else(|excess| {
-        problem.get_or_insert(format!("spec.gates[{}].grants.{}: {}", entry.name, excess.field, excess.message));
-        Granted::default()
-    });
-    let mut span = |field: &str, text: &str| {
-        duration::parse(text).unwrap_or_else(|error| {
-            problem.get_or_insert(format!("spec.gates[{}].{field}: {error}", entry.name));
-            Duration::ZERO
-        })
-    };
-    let (timeout, retry_backoff, deadline) = (
-        span("timeout", &entry.timeout),
-        span("retryBackoff", &entry.retry_backoff),
-        span("deadline", &entry.deadline),
-    );
-    let recheck_interval = entry.recheck_interval.as_ref().map(|text| span("recheckInterval", text));
-    Gate {
-        name: format!("{}/{}", policy.name, entry.name),
-        plugin: entry.plugin_ref.key(namespace),
-        settings: entry.settings.clone(),
-        grants,
-        timeout,
-        max_attempts: entry.max_attempts,
-        retry_backoff,
-        deadline,
-        enforcement: entry.enforcement,
-        on_error: entry.on_error,
-        on_inconclusive: entry.on_inconclusive,
-        recheck_interval,
-        hash: names::hash(&[&serde_json::json!(entry).to_string()], 16),
-        problem,
-    }
 }
 
 #[cfg(test)]

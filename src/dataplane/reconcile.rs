@@ -124,15 +124,16 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     let policies = observe::policies(&ctx.caches, &namespace);
 
     let intent = check::read(&dataplane, &policies, ctx.validate_images, &ctx.ceilings); // pure
-    let (plugins, _held) = jobs::plugins(&ctx, &intent); // what can be run now can be run when this pass says so
+    let observed = observe::look(&ctx.caches, &dataplane); // caches only
+    let (plugins, _held) = jobs::plugins(&ctx, &intent, &observed); // what can be run now can be run when this pass says so
     let observed = Observed {
-        // caches and this process only
+        // and this process
         plugins,
         trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),
         authority_expires: Some(ctx.authority.expires()),
-        ..observe::look(&ctx.caches, &dataplane)
+        ..observed
     };
     let observed = plan::adopt::complete(&intent, observed); // pure
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail

@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod differ;
 pub mod duration;
+pub mod gate;
 pub mod grants;
 pub mod intent;
 pub mod lists;
@@ -16,7 +17,8 @@ pub mod quantity;
 pub mod trial;
 pub mod wish;
 
-pub use intent::{Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy};
+pub use gate::Gate;
+pub use intent::{Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy};
 pub use names::Selector;
 pub use observed::Observed;
 pub use plan::{Phase, Plan};

@@ -7,7 +7,7 @@ use super::{
     Gate, Revision, Selector, Wish,
     names::State,
     observed::{ConnectionKey, TrialKey},
-    trial::{Absent, Digest, Target},
+    trial::{Absent, Digest, Moment, Target},
 };
 use crate::api::promotion::PromotionStatus;
 
@@ -32,7 +32,9 @@ pub enum Phase {
     Waiting,
     /// Traffic is being moved.
     Switching,
-    /// Traffic has moved; the replaced side lives on for a while.
+    /// Traffic has moved; gates judge behind the live Services, and the replaced side stands.
+    Verifying,
+    /// Traffic has moved for good; the replaced side lives on for a while.
     Draining,
     /// The revision was given up or moved back, and is not tried again by itself.
     Rejected,
@@ -65,6 +67,8 @@ pub enum Reason {
     PreviewUnreachable,
     /// A phase that waits for machines took too long.
     DeadlineExceeded,
+    /// Gates are at work behind the live Services.
+    VerifyingPromotion,
     /// Somebody gave the upgrade up.
     Aborted,
     /// Traffic had moved and was moved back.
@@ -88,6 +92,7 @@ impl Reason {
             Self::GatesHeld => "GatesHeld",
             Self::PreviewUnreachable => "PreviewUnreachable",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::VerifyingPromotion => "VerifyingPromotion",
             Self::Aborted => "Aborted",
             Self::RolledBack => "RolledBack",
         }
@@ -244,6 +249,8 @@ pub struct PlannedTrial {
     pub digest: Digest,
     /// The gate's entry.
     pub gate: Gate,
+    /// Before or after the switch.
+    pub moment: Moment,
     /// What it may speak to.
     pub targets: Vec<Target>,
     /// What it was granted of the upgrade, and cannot have.

@@ -67,7 +67,7 @@ pub async fn trouble(
     plan: &Plan,
     status: &DataPlaneStatus,
 ) -> Result<(), Error> {
-    let moving = plan.phase == Phase::Switching && !plan.arms;
+    let moving = matches!(plan.phase, Phase::Switching | Phase::Verifying) && !plan.arms;
     let plan = Plan { promotion: plan.promotion.clone().filter(|_| moving), arms: false, ..plan.clone() };
     publish(writer, observed, &plan, status).await
 }

@@ -35,7 +35,7 @@ pub struct Facts {
     pub upgrade: Upgrade,
     /// The new Pods.
     pub candidate: Candidate,
-    /// What the gates said.
+    /// What the gates of this moment said: once traffic moves, those that judge behind the live Services.
     pub gates: Judgement,
     /// The staged revision may be promoted.
     pub approved: bool,

@@ -118,6 +118,19 @@ pub fn judge(gates: &[Gate], recorded: &[GateEvidence], rechecks: &[GateEvidence
 }
 
 impl Judged {
+    /// Once traffic has moved: what was said before stands beside it. Gates that are only recorded are waited for, too,
+    /// for they have no other time. `settled` where the replaced side is let go, and nobody is asked any more.
+    pub fn stand_in(&mut self, recorded: &[GateEvidence], settled: bool) {
+        let said = std::mem::take(&mut self.evidence);
+        let now = |entry: &GateEvidence| said.iter().find(|said| said.name == entry.name).unwrap_or(entry).clone();
+        self.evidence = recorded.iter().map(now).collect();
+        if settled {
+            self.judgement = Judgement::Passed;
+        } else if self.judgement == Judgement::Passed && !self.complete {
+            self.judgement = Judgement::Undecided;
+        }
+    }
+
     /// Has an attempt run, if it is on record already, and looks again when there is something to see.
     fn run(&mut self, gate: &Gate, entry: &GateEvidence, prior: Option<&GateEvidence>, bench: Bench<'_>) {
         if !is_final(entry.outcome) {
@@ -257,9 +270,10 @@ fn key(promotion: &str, entry: &GateEvidence) -> TrialKey {
 }
 
 /// A gate that has not been asked.
-fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
+pub(super) fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
     GateEvidence {
         name: gate.name.clone(),
+        when: gate.when,
         plugin: gate.plugin.short(),
         entry_hash: gate.hash.clone(),
         attempt: 0,
@@ -463,6 +477,9 @@ mod tests {
     fn gate(max_attempts: i32) -> Gate {
         Gate {
             name: "policy/smoke".into(),
+            policy: "policy".into(),
+            when: Default::default(),
+            entry: Default::default(),
             plugin: PluginKey::of_namespace("ns", "http-smoke"),
             settings: serde_json::json!({}),
             grants: Default::default(),

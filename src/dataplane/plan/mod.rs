@@ -18,14 +18,15 @@ use self::{
     judge::{Bench, Judged, Running},
 };
 use crate::{
-    api::promotion::{Back, Commit, GateEvidence, Promotion, PromotionStatus, Verdict},
+    api::promotion::{Back, Commit, GateEvidence, Promotion, PromotionStatus, Verdict, Verifies},
     model::{
-        Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
+        Gate, Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
         names::{self, State},
         observed::{Connection, Record, is_terminating, side_of, verdict},
         plan::{
             ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
         },
+        trial::Moment,
     },
 };
 
@@ -127,10 +128,28 @@ impl<'a> Scene<'a> {
             standing.into_iter().flat_map(entries).filter(|entry| !once_more(entry)).cloned().collect()
         };
         let (evidence, rechecks) = (of(|status| &status.gates), of(|status| &status.rechecks));
-        let may_run = ready == Candidate::Answers && upgrade.is_some() && !moving;
+        let may_run = if moving {
+            traffic == Moved::Moved && !facts::marked(observed)
+        } else {
+            ready == Candidate::Answers && upgrade.is_some()
+        };
         let uid = upgrade.and_then(ResourceExt::uid);
         let bench = Bench { promotion: uid.as_deref(), observed, may_run, now };
-        let judged = judge::judge(&intent.rules.gates, &evidence, &rechecks, bench);
+        let verifies =
+            recorded.iter().filter_map(|recorded| recorded.commit.as_ref()).flat_map(|commit| &commit.verifies);
+        let pinned =
+            |Verifies { policy, gate }: &Verifies| Gate::of(policy, gate, &intent.owner.namespace, &intent.ceilings);
+        let asks = |moment| intent.rules.gates.iter().filter(move |gate| gate.when == moment).cloned();
+        // From the first switched Service on it is those that the commit knew.
+        let gates: Vec<_> =
+            if moving { verifies.map(pinned).collect() } else { asks(Moment::BeforePromotion).collect() };
+        let mut judged = judge::judge(&gates, &evidence, &rechecks, bench);
+        if moving {
+            judged.stand_in(recorded.as_ref().map_or(&[][..], |recorded| &recorded.gates[..]), facts::marked(observed));
+        } else {
+            // On record from the start, as the others are.
+            judged.evidence.extend(asks(Moment::AfterPromotion).map(|gate| judge::pending(&gate, bench)));
+        }
 
         let facts = Facts {
             strategy: intent.strategy,
@@ -302,9 +321,13 @@ impl<'a> Scene<'a> {
             Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), count),
             Phase::Settled | Phase::Rejected => {
                 side(&self.stable, self.live_wish(), Some(State::Live), count);
-                side(&self.candidate, self.live_wish(), Some(State::Preview), none);
+                let (wish, replicas) = match self.lingering() {
+                    Some((wish, _)) => (Some(wish.clone()), facts::asked(self.observed, &self.candidate)),
+                    None => (self.live_wish(), None),
+                };
+                side(&self.candidate, wish, Some(State::Preview), replicas.map_or(none, Replicas::Exactly));
             }
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
                 side(&self.stable, self.stable_wish(), Some(State::Live), count);
                 side(&self.candidate, staged(), Some(State::Preview), candidates);
             }
@@ -338,9 +361,8 @@ impl<'a> Scene<'a> {
         };
         let mark = || self.upgrade.map(ResourceExt::name_any);
         match (phase, self.facts.traffic) {
-            (Phase::Draining, _) | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => {
-                at(&self.candidate, staged(), mark())
-            }
+            (Phase::Verifying | Phase::Draining, _)
+            | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => at(&self.candidate, staged(), mark()),
             (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Founding | Phase::InPlace, _) => {
                 at(&self.stable, self.intent.wanted.clone().ok().or_else(|| self.live_wish()), None)
@@ -357,7 +379,7 @@ impl<'a> Scene<'a> {
             Phase::Draining => {
                 (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
                 (self.candidate.clone(), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
         };
@@ -381,7 +403,7 @@ impl<'a> Scene<'a> {
             }
             Phase::InPlace if self.facts.wanted == Wanted::New => Some(record(wish, next)),
             Phase::Draining if !facts::marked(self.observed) => Some(record(wish, next)),
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
                 Some(record(wish, known(wish)))
             }
             Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Rejected => None,
@@ -393,7 +415,7 @@ impl<'a> Scene<'a> {
     }
 
     fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
-        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting) {
+        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Verifying) {
             return Vec::new();
         }
         let running = self.judged.running.iter();
@@ -406,6 +428,7 @@ impl<'a> Scene<'a> {
                     key: key.clone(),
                     digest: digest.clone(),
                     gate: gate.clone(),
+                    moment: gate.when,
                     targets,
                     absent,
                     state: state.clone(),
@@ -470,6 +493,7 @@ impl<'a> Scene<'a> {
                 let back = self.commit().and_then(|commit| commit.back.as_ref());
                 (Reason::PromotionInProgress, back.map(|back| back.message.clone()).unwrap_or_default())
             }
+            Phase::Verifying => (Reason::VerifyingPromotion, self.judged.message.clone()),
             Phase::Draining => plain(Reason::PromotionDone),
             Phase::Rejected => self.rejection(),
         }
@@ -505,10 +529,7 @@ impl<'a> Scene<'a> {
 
     /// A phase that waits for machines has waited long enough.
     fn overdue(&self) -> bool {
-        let since = match self.commit() {
-            Some(commit) => commit.at.as_ref(),
-            None => self.recorded.as_ref().and_then(|recorded| recorded.progressing_since.as_ref()),
-        };
+        let since = self.recorded.as_ref().and_then(waiting_since);
         facts::overdue(since.map(|since| since.0), self.patience(), self.now)
     }
 
@@ -541,7 +562,13 @@ impl<'a> Scene<'a> {
         let owner = &self.intent.owner;
         let under_way = matches!(
             phase,
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Draining
+            Phase::Staging
+                | Phase::Judging
+                | Phase::Refused
+                | Phase::Waiting
+                | Phase::Switching
+                | Phase::Verifying
+                | Phase::Draining
         );
         let staged = self.staged.as_ref().filter(|_| under_way);
         let Some((_, revision)) = staged else {
@@ -582,8 +609,14 @@ impl<'a> Scene<'a> {
 
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
         let before = self.recorded.clone().unwrap_or_default();
-        // Each wait has its own clock: it stops where no machine is waited for.
-        let waits = matches!(phase, Phase::Staging | Phase::Judging);
+        // Each wait has its own clock: it stops where no machine is waited for. Traffic that had arrived and left again is
+        // waited for anew.
+        let arrived = before.switched_at.is_some();
+        let waits = match phase {
+            Phase::Staging | Phase::Judging => true,
+            Phase::Switching => arrived && self.facts.traffic == Moved::Moving,
+            _ => false,
+        };
         let moving = self.moving();
         let approval = match (self.assent().filter(|_| !self.voided()), &before.approval) {
             _ if moving => before.approval.clone(),
@@ -599,7 +632,7 @@ impl<'a> Scene<'a> {
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
             policies: if moving { before.policies.clone() } else { self.intent.rules.policies.clone() },
-            gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
+            gates: self.judged.evidence.clone(),
             rechecks: if moving { Vec::new() } else { self.judged.rechecks.clone() },
             pods: if moving || self.facts.candidate == Candidate::NotReady {
                 before.pods.clone()
@@ -610,9 +643,13 @@ impl<'a> Scene<'a> {
             decided: self.upgrade.map(|open| self.decided(open, &before.decided)).unwrap_or_default(),
             approval,
             commit: self.next_commit(phase),
-            // Where traffic left the new Pods again the replaced side lives on, counted anew.
-            switched_at: (phase == Phase::Draining && facts::converged(self.intent, self.observed, &self.candidate))
-                .then(|| before.switched_at.clone().unwrap_or(Time(self.now))),
+            switched_at: match phase {
+                // Where traffic left the new Pods again the replaced side lives on, counted anew.
+                Phase::Draining if !facts::converged(self.intent, self.observed, &self.candidate) => None,
+                Phase::Draining | Phase::Verifying => before.switched_at.clone().or(Some(Time(self.now))),
+                Phase::Switching => before.switched_at.clone(),
+                _ => None,
+            },
             verdict: self.verdict(phase),
             ..before
         };
@@ -630,11 +667,11 @@ impl<'a> Scene<'a> {
             Phase::Staging => after(status.progressing_since.as_ref(), self.patience()),
             // A gate may take longer than machines may.
             Phase::Judging => self.judged.ends.or(after(status.progressing_since.as_ref(), self.patience())),
-            Phase::Switching => status
-                .commit
-                .as_ref()
-                .filter(|commit| commit.back.is_none())
-                .and_then(|commit| after(commit.at.as_ref(), self.patience())),
+            Phase::Switching => {
+                let forward = status.commit.as_ref().is_some_and(|commit| commit.back.is_none());
+                after(waiting_since(status).filter(|_| forward), self.patience())
+            }
+            Phase::Verifying => self.judged.ends,
             Phase::Draining => after(status.switched_at.as_ref(), self.delay()),
             Phase::Founding
             | Phase::InPlace
@@ -660,6 +697,7 @@ impl<'a> Scene<'a> {
                 to: self.candidate.as_str().to_owned(),
                 approved_by: self.assent().map(|approval| approval.by).unwrap_or_default(),
                 back: None,
+                verifies: self.verifies(),
                 scale_down_delay_seconds: whole_seconds(self.intent.rules.scale_down_delay),
                 progress_deadline_seconds: whole_seconds(self.intent.rules.progress_deadline),
             }),
@@ -667,19 +705,51 @@ impl<'a> Scene<'a> {
             (Phase::Switching, Some(commit)) if !self.moving() && self.overdue() => {
                 Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
             }
-            (Phase::Switching, Some(commit)) => Some(Commit {
-                back: commit.back.clone().or_else(|| self.back()).or_else(|| self.late()),
-                ..commit.clone()
-            }),
-            (Phase::Draining, commit) => commit.cloned(),
+            (Phase::Switching, Some(commit)) => {
+                let back = commit.back.clone().or_else(|| self.back()).or_else(|| self.unverified());
+                let back = back.or_else(|| self.late()).map(|back| Back {
+                    returned_at: (self.facts.traffic == Moved::Returned).then_some(Time(self.now)),
+                    ..back
+                });
+                Some(Commit { back, ..commit.clone() })
+            }
+            (Phase::Verifying | Phase::Draining, commit) => commit.cloned(),
             // Whatever broke before the first Service was switched voids it; the approval stands.
             _ => None,
         }
     }
 
+    /// The gates that are to judge once traffic has moved.
+    fn verifies(&self) -> Vec<Verifies> {
+        let after = self.intent.rules.gates.iter().filter(|gate| gate.when == Moment::AfterPromotion);
+        after.map(|gate| Verifies { policy: gate.policy.clone(), gate: gate.entry.clone() }).collect()
+    }
+
+    /// Behind the live Services, whatever is not a pass moves traffic back.
+    fn unverified(&self) -> Option<Back> {
+        let refused =
+            self.facts.traffic == Moved::Moved && matches!(self.facts.gates, Judgement::Failed | Judgement::Held);
+        refused.then(|| Back { verdict: Verdict::RolledBack, message: self.judged.message.clone(), returned_at: None })
+    }
+
     fn late(&self) -> Option<Back> {
-        let message = "traffic did not reach the new Pods in time and was moved back".into();
-        (self.facts.traffic == Moved::Moving && self.overdue()).then_some(Back { verdict: Verdict::Failed, message })
+        let late = self.facts.traffic == Moved::Moving && self.overdue();
+        late.then(|| Back {
+            verdict: Verdict::Failed,
+            message: "traffic did not reach the new Pods in time and was moved back".into(),
+            returned_at: None,
+        })
+    }
+
+    /// What traffic was moved back from lives on like a replaced side, for whoever still speaks to it: its wish, and until
+    /// when.
+    fn lingering(&self) -> Option<(&'a Wish, Timestamp)> {
+        let newest = self.observed.promotions.last()?;
+        let commit = newest.status.as_ref()?.commit.as_ref()?;
+        let returned = commit.back.as_ref()?.returned_at.as_ref()?;
+        let until = facts::after(returned.0, seconds(commit.scale_down_delay_seconds));
+        let wish = &self.observed.record(&newest.spec.revision)?.wish;
+        (until > self.now && commit.to == self.candidate.as_str()).then_some((wish, until))
     }
 
     fn verdict(&self, phase: Phase) -> Option<Verdict> {
@@ -699,13 +769,20 @@ impl<'a> Scene<'a> {
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
-        let committed = status.and_then(|status| status.commit.as_ref()?.at.as_ref());
-        let since = committed.or(status.and_then(|status| status.progressing_since.as_ref()));
-        let waiting = due(since.map(|at| at.0), self.patience());
+        let waiting = due(status.and_then(waiting_since).map(|at| at.0), self.patience());
         let draining = due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), self.delay());
         // An evidence's time that is over waits for the candidate, and the candidate wakes us.
         let judging = self.judged.again.filter(|at| *at > self.now);
-        [waiting, draining, judging].into_iter().flatten().min()
+        let lingering = self.lingering().map(|(_, until)| until);
+        [waiting, draining, judging, lingering].into_iter().flatten().min()
+    }
+}
+
+/// Since when machines are waited for. Traffic that had arrived and left again is waited for anew.
+fn waiting_since(status: &PromotionStatus) -> Option<&Time> {
+    match &status.commit {
+        Some(commit) if status.switched_at.is_none() => commit.at.as_ref(),
+        _ => status.progressing_since.as_ref(),
     }
 }
 

@@ -97,7 +97,7 @@ impl<'a> Scene<'a> {
     /// Why traffic goes back, where somebody says so.
     pub(super) fn back(&self) -> Option<Back> {
         let decision = self.decision().filter(|_| self.stopped())?;
-        Some(Back { verdict: Verdict::RolledBack, message: decision.says("rolled back") })
+        Some(Back { verdict: Verdict::RolledBack, message: decision.says("rolled back"), returned_at: None })
     }
 
     /// How an upgrade ends that this pass gives up, and why.
@@ -132,8 +132,9 @@ impl<'a> Scene<'a> {
 
     /// What gates said before they judge once more.
     pub(super) fn history(&self, before: &PromotionStatus) -> Vec<GateEvidence> {
-        let retried =
-            |entry: &&GateEvidence| self.retry.as_ref().is_some_and(|retry| retry.gates.contains(&entry.name));
+        let retried = |entry: &&GateEvidence| {
+            self.retry.as_ref().is_some_and(|retry| retry.reopens || retry.gates.contains(&entry.name))
+        };
         let retried = before.gates.iter().filter(retried).filter(|entry| entry.finished_at.is_some());
         // What a wait left behind is for the next trial, and there is none of this entry.
         let retried = retried.map(|entry| GateEvidence { state: None, ..entry.clone() });

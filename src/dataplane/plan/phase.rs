@@ -7,9 +7,12 @@ use crate::model::{Phase, Strategy};
 #[must_use]
 pub fn of(facts: &Facts) -> Phase {
     match facts.traffic {
-        // It begins its way back with the next pass, when that is on record.
-        Traffic::Moved if facts.stopped => Phase::Switching,
-        Traffic::Moved => Phase::Draining,
+        Traffic::Moved => match (facts.stopped, facts.gates) {
+            // It begins its way back with the next pass, when that is on record.
+            (true, _) | (false, Judgement::Failed | Judgement::Held) => Phase::Switching,
+            (false, Judgement::Undecided) => Phase::Verifying,
+            (false, Judgement::Passed) => Phase::Draining,
+        },
         Traffic::Moving | Traffic::Returning | Traffic::Returned => Phase::Switching,
         // Until the first Service is switched everything is asked once more: whatever broke voids the commit.
         Traffic::Armed | Traffic::Stable => at_rest_or_staged(facts),
@@ -129,6 +132,11 @@ mod tests {
             ("a failed revision is not what is wanted any more", Phase::Settled, Facts { upgrade: Upgrade::Rejected, ..SETTLED }),
             ("another revision after a failed one", Phase::Staging, Facts { wanted: Wanted::New, ..SETTLED }),
             ("traffic has moved", Phase::Draining, Facts { traffic: Traffic::Moved, ..JUDGED }),
+            ("traffic has moved, and gates judge behind the live Services", Phase::Verifying, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, ..JUDGED }),
+            ("a later edit waits for the verdict", Phase::Verifying, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, wanted: Wanted::New, upgrade: Upgrade::Absent, ..JUDGED }),
+            ("a gate said no behind the live Services: back", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Failed, ..JUDGED }),
+            ("a gate could not say behind the live Services: back", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Held, ..JUDGED }),
+            ("somebody wants it back while gates judge", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, stopped: true, ..JUDGED }),
             ("a later edit waits for the drain", Phase::Draining, Facts { traffic: Traffic::Moved, wanted: Wanted::New, upgrade: Upgrade::Absent, ..JUDGED }),
             ("drained", Phase::Settled, SETTLED),
             ("no strategy, no policy: in place", Phase::InPlace, Facts { strategy: Strategy::InPlace, ..FREE }),
@@ -161,6 +169,19 @@ mod tests {
         combinations::each(|facts| {
             if facts.upgrade == Upgrade::Rejected && matches!(facts.traffic, Traffic::Stable | Traffic::Armed) {
                 assert_ne!(of(&facts), Phase::Switching, "{facts:?}");
+            }
+        });
+    }
+
+    /// The replaced side is let go only when every gate has passed, and nobody wants it back.
+    #[test]
+    fn nothing_is_final_unless_it_passed_behind_the_live_services() {
+        combinations::each(|facts| {
+            if of(&facts) == Phase::Draining {
+                assert!(
+                    facts.traffic == Traffic::Moved && facts.gates == Judgement::Passed && !facts.stopped,
+                    "{facts:?}"
+                );
             }
         });
     }

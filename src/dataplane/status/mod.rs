@@ -72,7 +72,7 @@ fn selector(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<String>
 }
 
 fn under_way(plan: &Plan) -> bool {
-    matches!(plan.phase, Phase::Switching | Phase::Draining)
+    matches!(plan.phase, Phase::Switching | Phase::Verifying | Phase::Draining)
 }
 
 fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str>, now: Timestamp) -> RolloutStatus {
@@ -141,6 +141,7 @@ fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str
         | Phase::Refused
         | Phase::Waiting
         | Phase::Switching
+        | Phase::Verifying
         | Phase::Rejected => false,
     };
     let founding_trouble = trouble.filter(|_| matches!(plan.phase, Phase::Founding | Phase::InPlace));
@@ -200,6 +201,7 @@ fn reconciling(intent: &Intent, plan: &Plan) -> Option<Condition> {
         Phase::Staging => "the preview is being started",
         Phase::Judging => "gates judge the preview",
         Phase::Switching => "traffic is being moved",
+        Phase::Verifying => "gates judge behind the live Services",
         Phase::Draining => "the replaced side lives on for a while",
         Phase::InPlace | Phase::Ungated | Phase::Settled | Phase::Refused | Phase::Waiting | Phase::Rejected => {
             return None;
@@ -371,7 +373,8 @@ fn is_warning(reason: Reason) -> bool {
         | Reason::AwaitingPromotion
         | Reason::PromotionInProgress
         | Reason::PromotionDone
-        | Reason::RunningGates => false,
+        | Reason::RunningGates
+        | Reason::VerifyingPromotion => false,
     }
 }
 
@@ -396,6 +399,7 @@ fn say(intent: &Intent, plan: &Plan) -> String {
         }
         Reason::PromotionDone => format!("revision {revision} is live"),
         Reason::RunningGates => format!("gates judge revision {revision}"),
+        Reason::VerifyingPromotion => format!("gates judge revision {revision} behind the live Services"),
         Reason::Failed
         | Reason::PromotionFailed
         | Reason::GatesFailed

@@ -163,6 +163,27 @@ fn switching_traffic_that_does_not_arrive_goes_back() {
 }
 
 #[test]
+fn verifying_a_gate_that_does_not_say_goes_back() {
+    let mut world = World::at_rest("kong:3.9");
+    let gate = json!({ "name": "after", "pluginRef": { "name": "p" }, "when": "AfterPromotion", "deadline": "5m" });
+    world.policies = vec![fixtures::policy_of("policy", json!({ "gates": [gate] }))];
+    world.verified = Some(Outcome::Wait { reason: reason("Soaking"), after: Duration::from_secs(50), state: None });
+    world.image("kong:3.10");
+    world.approve();
+    world.run();
+    let deadline = world.promotion().deadline.expect("a deadline").0;
+    assert_eq!((world.reason(), deadline), ("VerifyingPromotion".into(), world.now + Duration::from_secs(300)));
+    while world.reason() == "VerifyingPromotion" {
+        assert!(world.now <= deadline);
+        world.now = world.pass().0.again.expect("another look");
+        world.run();
+    }
+    let said = world.rolled_out().expect("RolledOut");
+    assert_eq!((&*said.reason, world.serves()), ("RolledBack", ["kong:3.9".to_owned()].into()));
+    assert!(said.message.contains("still waiting when its deadline was over"), "{}", said.message);
+}
+
+#[test]
 fn draining_the_replaced_side_goes() {
     let mut world = started();
     world.verdict = Some(Outcome::Pass(reason("Good")));

@@ -7,6 +7,7 @@
 //! | 3.3: transitions of `RolledOut` | [`transitions`], `t_...`, a row each |
 //! | 3.8: special situations | [`situations`], `s_...`, a row each |
 //! | what people decide, and the ways out | [`people`] |
+//! | gates behind the live Services, and the way back | [`after`] |
 //! | every deadline of every phase | [`deadlines`] |
 //! | policies that come, go and change in every phase | [`policies`] |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
@@ -16,6 +17,7 @@
 //! the word that approves in [`check`](super::check), the order of addresses in [`status`](super::status), equal ports
 //! in [`build`](super::build), every combination of facts in [`plan::phase`](super::plan::phase).
 
+mod after;
 mod deadlines;
 mod defects;
 mod kong_units;

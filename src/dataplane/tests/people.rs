@@ -281,7 +281,7 @@ fn traffic_is_moved_back_while_the_replaced_side_stands() {
         assert!(budget.contains(&stable), "{budget}");
         assert_eq!(world.promotion().verdict, Some(Verdict::RolledBack));
         assert!(!annotated(&world) && decision(&world).is_null());
-        assert_eq!(world.names("Deployment").len(), 2, "the live one and an empty preview");
+        assert_eq!(world.names("Deployment").len(), 2, "the live one and what traffic has left");
         // It stays rejected, and the live side is repaired from its own record.
         world.restart();
         world.later(100_000);

@@ -54,7 +54,7 @@ use crate::{
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, Plugin, TrialKey},
         plan::{ApprovalPlan, Cleared},
-        trial::{Digest, Outcome, Reason, Report},
+        trial::{Digest, Moment, Outcome, Reason, Report},
     },
 };
 
@@ -73,6 +73,8 @@ pub(super) struct World {
     pub(super) namespace: ObjectMeta,
     /// What gates say, once they are asked.
     pub(super) verdict: Option<Outcome>,
+    /// What gates say that judge behind the live Services.
+    pub(super) verified: Option<Outcome>,
     /// What time it is.
     pub(super) now: Timestamp,
     /// Images whose Pods are not ready.
@@ -108,6 +110,7 @@ impl World {
             cluster_policies: Vec::new(),
             namespace: ObjectMeta { name: Some("ns".into()), ..ObjectMeta::default() },
             verdict: None,
+            verified: None,
             now: Timestamp::from_second(1_800_000_000).expect("a time"),
             broken: BTreeSet::new(),
             refused: None,
@@ -347,12 +350,15 @@ impl World {
 
     fn look(&self, intent: &Intent, caches: &Caches) -> Observed {
         let ready = if self.loading { Plugin::Loading } else { Plugin::Ready(Digest::of(b"plugin")) };
+        let observed = observe::look(caches, &self.dataplane);
+        let wanted = intent.rules.gates.iter().map(|gate| gate.plugin.clone());
+        let pinned = observed.verifies().map(|pinned| pinned.gate.plugin_ref.key("ns"));
         Observed {
-            plugins: intent.rules.gates.iter().map(|gate| (gate.plugin.clone(), ready.clone())).collect(),
+            plugins: wanted.chain(pinned).map(|plugin| (plugin, ready.clone())).collect(),
             trials: self.trials.clone(),
             connections: self.connections.clone(),
             host: format!("process {}", self.process),
-            ..observe::look(caches, &self.dataplane)
+            ..observed
         }
     }
 
@@ -415,7 +421,7 @@ impl World {
             let decision = if *retry_only { json!({ "retry": null }) } else { Value::Null };
             self.bend("Promotion", promotion, |one| merge_patch(&mut one["spec"]["decision"], &decision));
         }
-        let moving = plan.phase == Phase::Switching && !plan.arms;
+        let moving = matches!(plan.phase, Phase::Switching | Phase::Verifying) && !plan.arms;
         if let Some(promotion) = plan.promotion.as_ref().filter(|_| moving || !trouble) {
             self.promotion_status(&promotion.name, &promotion.status);
         }
@@ -442,8 +448,14 @@ impl World {
     fn work(&mut self, plan: &Plan) {
         let answer = if self.silent { Connection::Silent("nobody is there".into()) } else { Connection::Answers };
         self.connections.extend(plan.connect.iter().map(|key| (key.clone(), answer.clone())));
-        let said = self.verdict.iter().flat_map(|verdict| plan.trials.iter().map(move |trial| (trial, verdict)));
-        self.trials.extend(said.map(|(trial, verdict)| (trial.key.clone(), Arc::new(Report::of(verdict.clone())))));
+        let said = plan.trials.iter().filter_map(|trial| {
+            let verdict = match trial.moment {
+                Moment::BeforePromotion => &self.verdict,
+                Moment::AfterPromotion => &self.verified,
+            };
+            Some((trial.key.clone(), Arc::new(Report::of(verdict.clone()?))))
+        });
+        self.trials.extend(said);
     }
 
     // What the API does.
