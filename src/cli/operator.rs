@@ -22,7 +22,7 @@ use super::{
     process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end, serve},
 };
 use crate::{
-    api::{ClusterGatePlugin, GatePlugin},
+    api::{ClusterGatePlugin, ClusterPromotionPolicy, GatePlugin, PromotionPolicy},
     cluster::{
         Scope,
         foreign::Foreign,
@@ -60,7 +60,8 @@ pub(super) struct Flags {
     #[arg(long, env = "POD_NAMESPACE", default_value = "sluice-system", help_heading = "Cluster")]
     namespace: String,
 
-    /// Work in these namespaces only, separated by commas, and without ClusterGatePlugins; default: in all
+    /// Work in these namespaces only, separated by commas, and without plugins and policies of the cluster; default: in
+    /// all
     #[arg(
         long,
         env = "SLUICE_WATCH_NAMESPACES",
@@ -405,10 +406,22 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
         ready: readiness.expect(format!("{what} and ConfigMaps of {scope}")),
         shutdown: shutdown.clone(),
     };
+    let policies = |scope: &Scope, what: &str| promotionpolicy::Setup {
+        client: client.clone(),
+        scope: scope.clone(),
+        host: host.clone(),
+        installed: installed.clone(),
+        ceilings: ceilings.clone(),
+        metrics: metrics.clone(),
+        ready: readiness.expect(format!("{what} of {scope}")),
+        shutdown: shutdown.clone(),
+    };
     if let Some(own) = own {
         let plugins = gateplugin::run::<ClusterGatePlugin>(plugins(own, "ClusterGatePlugins"));
+        let policies =
+            promotionpolicy::run::<ClusterPromotionPolicy>(policies(&Scope::Cluster, "ClusterPromotionPolicies"));
         controllers.push(Box::pin(async move {
-            plugins.await;
+            tokio::join!(plugins, policies);
             Ok(())
         }));
     }
@@ -418,16 +431,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             plugins.await;
             Ok(())
         }));
-        let policies = promotionpolicy::run(promotionpolicy::Setup {
-            client: client.clone(),
-            scope: scope.clone(),
-            host: host.clone(),
-            installed: installed.clone(),
-            ceilings: ceilings.clone(),
-            metrics: metrics.clone(),
-            ready: readiness.expect(format!("PromotionPolicies of {scope}")),
-            shutdown: shutdown.clone(),
-        });
+        let policies = promotionpolicy::run::<PromotionPolicy>(policies(scope, "PromotionPolicies"));
         controllers.push(Box::pin(async move {
             policies.await;
             Ok(())

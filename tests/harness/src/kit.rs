@@ -21,8 +21,9 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -158,6 +159,18 @@ impl Kit {
             + 'static,
     {
         History::of(self.api(), name, part)
+    }
+
+    /// Somebody with a name of their own, and with the rights of a ClusterRole in the test's namespace. Says who they are
+    /// to the apiserver, too.
+    pub async fn person(&self, name: &str, role: &str) -> Result<(Client, String)> {
+        let account = format!("--serviceaccount={}:{name}", self.namespace);
+        self.kubectl(&["create", "serviceaccount", name])?;
+        self.kubectl(&["create", "rolebinding", name, &format!("--clusterrole={role}"), &account])?;
+        let token = self.kubectl(&["create", "token", name])?;
+        let kubeconfig = Kubeconfig::from_yaml(&self.cluster.kubeconfig(token.trim()))?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok((Client::try_from(config)?, format!("system:serviceaccount:{}:{name}", self.namespace)))
     }
 
     /// Starts an operator for the test's namespace alone, as a process of this machine, behind a proxy.

@@ -1,6 +1,7 @@
 //! The operator on a real cluster: one namespace, one proxy and one operator process for each test.
 
 mod adoption;
+mod after;
 mod crash;
 mod crd;
 mod gates;
@@ -8,6 +9,7 @@ mod input;
 mod kong;
 mod leader;
 mod managers;
+mod people;
 mod plugins;
 mod policy;
 mod property;

@@ -27,7 +27,7 @@ use sluice::{
         check, plan,
     },
     model::{
-        Intent, Observed, differ,
+        Intent, Observed, Policies, differ,
         grants::Ceilings,
         names::{self, Role, State},
         observed::{Record, RecordData},
@@ -120,7 +120,7 @@ async fn hold(kit: &Kit, name: &str, spec: &Value) -> Result<Outcome> {
         created => drop(created?),
     }
     let dataplane: DataPlane = kit.api().get(name).await?;
-    let intent = check::read(&dataplane, &[], true, &Ceilings::default());
+    let intent = check::read(&dataplane, &Policies::default(), true, &Ceilings::default());
     ensure!(intent.wanted.is_ok(), "refused: {:?}", intent.wanted);
 
     let founding = render(&intent, &Observed::default())?;
