@@ -43,7 +43,7 @@
 //! | [`telemetry`] | logs, metrics, health |
 //! | [`api`] | wire nouns: custom resources, the only room with schemas and CEL |
 //! | [`model`] | inner nouns: intent, observed, plan, trial, names |
-//! | [`cluster`] | what every controller needs: caches by owner, memory of writes, back-off, who else is at work |
+//! | [`cluster`] | what every controller needs: the Lease, caches by owner, memory of writes, back-off, who else is at work |
 //! | [`dataplane`] | the corridor of a DataPlane |
 //! | [`gateplugin`] | the corridor of a plugin: fetched -> verified -> loaded -> described |
 //! | [`promotionpolicy`] | the corridor of a policy: what is wrong with it, before any upgrade |
@@ -63,6 +63,8 @@
 //!   questions are asked of the API all the same: before a Service is switched, whether anything changed since; where a
 //!   name is taken, by whom; and who holds the fields of an object that is taken over.
 //! - **No write beside Kong's operator.** While its Lease is renewed, nothing is written ([`cluster::foreign`]).
+//! - **No write without the Lease.** One of several operators holds it, and its client refuses to write for longer
+//!   ([`cluster::leader`]). What is under way by then names the version that it was decided on ([`dataplane::apply`]).
 //! - **No DNS and no addresses for gates.** They name targets; the host dials what it read from Kubernetes.
 //! - **No host that an operator did not list.** References of plugins come from tenants; redirects and demands for tokens
 //!   come from registries. None of them leads further than the file of `--plugin-sources`.

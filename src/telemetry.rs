@@ -12,7 +12,7 @@ use std::{
 use axum::{Router, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::net::TcpListener;
@@ -65,6 +65,7 @@ struct Ended {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    leader: Gauge,
     reconciles: Family<Kind, Counter>,
     errors: Family<Kind, Counter>,
     seconds: Family<Kind, Histogram>,
@@ -79,6 +80,8 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("sluice");
+        let leader = Gauge::default();
+        registry.register("leader", "1 where this process works, 0 where it stands by", leader.clone());
         let reconciles = Family::default();
         registry.register("reconciles", "Passes over an object, failed ones included", reconciles.clone());
         let errors = Family::default();
@@ -101,6 +104,7 @@ impl Default for Metrics {
         registry.register("trial_memory_bytes", "Peak memory of one trial of a gate", trial_memory_bytes.clone());
         Self {
             registry: Arc::new(registry),
+            leader,
             reconciles,
             errors,
             seconds,
@@ -128,6 +132,11 @@ impl Metrics {
             self.errors.get_or_create(&label).inc();
         }
         result
+    }
+
+    /// From here on this process works.
+    pub fn leads(&self) {
+        self.leader.set(1);
     }
 
     /// An object of `kind` was written.
@@ -162,25 +171,42 @@ impl Metrics {
     }
 }
 
-/// What the process still waits for before it is ready. Clones share it.
+/// What the process still waits for before it is ready, and what it is ready for. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<String>>>);
+pub struct Readiness(Arc<Mutex<Ready>>);
+
+#[derive(Debug, Default)]
+struct Ready {
+    pending: BTreeSet<String>,
+    role: Option<String>,
+}
 
 impl Readiness {
     /// Nothing is ready until the returned expectation is met.
     pub fn expect(&self, what: impl Into<String>) -> Expectation {
         let what = what.into();
-        self.lock().insert(what.clone());
+        self.lock().pending.insert(what.clone());
         Expectation { of: self.clone(), what }
     }
 
-    /// What is still waited for.
-    #[must_use]
-    pub fn pending(&self) -> Vec<String> {
-        self.lock().iter().cloned().collect()
+    /// What a process is that does not do all there is to do, or has others that might.
+    pub fn is(&self, role: impl Into<String>) {
+        self.lock().role = Some(role.into());
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    /// What is said when nothing is waited for any more; else what is.
+    ///
+    /// # Errors
+    /// What is still waited for.
+    pub fn answer(&self) -> Result<String, String> {
+        let Ready { pending, role } = &*self.lock();
+        if !pending.is_empty() {
+            return Err(format!("waiting for {}", pending.iter().cloned().collect::<Vec<_>>().join(", ")));
+        }
+        Ok(role.as_ref().map_or_else(|| "ok".into(), |role| format!("ok: {role}")))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ready> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -196,7 +222,7 @@ pub struct Expectation {
 impl Expectation {
     /// It happened.
     pub fn met(self) {
-        self.of.lock().remove(&self.what);
+        self.of.lock().pending.remove(&self.what);
     }
 }
 
@@ -214,13 +240,13 @@ pub fn metrics_routes(metrics: Metrics) -> Router {
     Router::new().route("/metrics", get(async move || ([(CONTENT_TYPE, OPEN_METRICS)], metrics.render())))
 }
 
-/// `/healthz`: the process answers. `/readyz`: it has seen the cluster; until then 503 and what it waits for.
+/// `/healthz`: the process answers. `/readyz`: it has seen the cluster, or stands by; until then 503 and what it waits for.
 pub fn probe_routes(readiness: Readiness) -> Router {
     Router::new().route("/healthz", get(async || "ok")).route(
         "/readyz",
-        get(async move || match readiness.pending() {
-            pending if pending.is_empty() => "ok".into_response(),
-            pending => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}", pending.join(", "))).into_response(),
+        get(async move || match readiness.answer() {
+            Ok(ready) => ready.into_response(),
+            Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response(),
         }),
     )
 }
@@ -264,9 +290,20 @@ mod tests {
     fn nothing_is_ready_until_every_expectation_is_met() {
         let readiness = Readiness::default();
         let (policies, plugins) = (readiness.expect("policies"), readiness.expect("plugins"));
+        assert_eq!(readiness.answer(), Err("waiting for plugins, policies".into()));
         policies.met();
-        assert_eq!(readiness.pending(), ["plugins"]);
+        assert_eq!(readiness.answer(), Err("waiting for plugins".into()));
         plugins.met();
-        assert!(readiness.pending().is_empty());
+        assert_eq!(readiness.answer(), Ok("ok".into()));
+        readiness.is("stands by");
+        assert_eq!(readiness.answer(), Ok("ok: stands by".into()));
+    }
+
+    #[test]
+    fn who_works_says_so() {
+        let metrics = Metrics::default();
+        assert!(metrics.render().contains("sluice_leader 0"));
+        metrics.leads();
+        assert!(metrics.render().contains("sluice_leader 1"));
     }
 }

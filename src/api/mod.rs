@@ -17,12 +17,19 @@ use serde_json::json;
 pub use dataplane::DataPlane;
 pub use gateplugin::{ClusterGatePlugin, GatePlugin};
 pub use promotion::Promotion;
-pub use promotionpolicy::PromotionPolicy;
+pub use promotionpolicy::{ClusterPromotionPolicy, PromotionPolicy};
 
 /// Every custom resource of the project, in the order an admin reads about them.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![kongs(DataPlane::crd()), GatePlugin::crd(), ClusterGatePlugin::crd(), PromotionPolicy::crd(), Promotion::crd()]
+    vec![
+        kongs(DataPlane::crd()),
+        GatePlugin::crd(),
+        ClusterGatePlugin::crd(),
+        PromotionPolicy::crd(),
+        ClusterPromotionPolicy::crd(),
+        Promotion::crd(),
+    ]
 }
 
 /// A definition whose schema says what Kong's says.

@@ -1,4 +1,4 @@
-//! `PromotionPolicy`: which gates judge the upgrades of which DataPlanes, and by which rules.
+//! `PromotionPolicy` and `ClusterPromotionPolicy`: which gates judge the upgrades of which DataPlanes, and by which rules.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
@@ -6,12 +6,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::grants::Grants;
-use crate::model::PluginKey;
+use crate::model::{PluginKey, trial::Moment};
 
 /// The condition that says whether all gates of a policy can be run.
 pub const ACCEPTED: &str = "Accepted";
 
-/// Which gates judge the upgrades of which DataPlanes.
+/// Which gates judge the upgrades of which DataPlanes of a namespace.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "sluice.dev",
@@ -31,6 +31,50 @@ pub const ACCEPTED: &str = "Accepted";
 pub struct PromotionPolicySpec {
     /// DataPlanes of this namespace, by label; an empty selector means all of them.
     pub selector: LabelSelector,
+    /// What is demanded of them.
+    #[serde(flatten)]
+    pub rules: PolicyRules,
+}
+
+/// Which gates judge the upgrades of which DataPlanes of the cluster.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "sluice.dev",
+    version = "v1alpha1",
+    kind = "ClusterPromotionPolicy",
+    plural = "clusterpromotionpolicies",
+    category = "sluice",
+    status = "PromotionPolicyStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "ClusterPromotionPolicy says which gates judge the upgrades of which DataPlanes of which namespaces. It counts beside the policies of a namespace: gates add up and the strictest rule wins. Secrets that it names are those of the DataPlane's namespace.",
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.gates) || self.gates.all(gate, gate.pluginRef.kind == 'ClusterGatePlugin')").message(
+    "pluginRef.kind has to be ClusterGatePlugin: a plugin of a namespace is whatever that namespace makes it"
+))]
+pub struct ClusterPromotionPolicySpec {
+    /// Namespaces, by label; an empty selector means all of them.
+    pub namespace_selector: LabelSelector,
+    /// DataPlanes of these namespaces, by label; an empty selector means all of them.
+    pub selector: LabelSelector,
+    /// What is demanded of them.
+    #[serde(flatten)]
+    pub rules: PolicyRules,
+}
+
+/// What a policy demands of the upgrades of its DataPlanes. Of several policies, gates add up and the strictest rule wins.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRules {
+    /// Who approves an upgrade.
+    #[serde(default)]
+    pub approval: ApprovalRule,
+    /// Nothing is promoted while this is true.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// The gates. A revision is promoted only after every one of them passed for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "gates")]
@@ -43,6 +87,16 @@ pub struct PromotionPolicySpec {
     #[serde(default = "defaults::progress_deadline")]
     #[schemars(range(min = 1, max = 86_400))]
     pub progress_deadline_seconds: i32,
+}
+
+/// Who approves an upgrade.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum ApprovalRule {
+    /// A person, by the annotation of the DataPlane or in the Promotion.
+    #[default]
+    Manual,
+    /// Nobody has to: promoted once every gate has its outcome, those that are only recorded included, and none refuses.
+    Automatic,
 }
 
 /// One gate of a policy.
@@ -76,6 +130,11 @@ pub struct Gate {
     #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('1h')").message("must be at least 0s and at most 1h"))]
     pub retry_backoff: String,
+    /// `BeforePromotion`, or `AfterPromotion`: judged behind the live Services while the replaced side stands. What does not
+    /// pass then moves traffic back.
+    // Absent where nothing is said, as grants are.
+    #[serde(default, skip_serializing_if = "Moment::is_default")]
+    pub when: Moment,
     /// `Enforce`, or `DryRun`: recorded and never obeyed.
     #[serde(default)]
     pub enforcement: Enforcement,

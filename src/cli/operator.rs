@@ -22,8 +22,12 @@ use super::{
     process::{self, BindAddress, Log, bind, end_on_signals, run_to_the_end, serve},
 };
 use crate::{
-    api::{ClusterGatePlugin, GatePlugin},
-    cluster::{Scope, foreign::Foreign},
+    api::{ClusterGatePlugin, ClusterPromotionPolicy, GatePlugin, PromotionPolicy},
+    cluster::{
+        Scope,
+        foreign::Foreign,
+        leader::{self, Campaign, Hold, Lock},
+    },
     dataplane::{self, Authority},
     gate::{GateHost, RemoteGateHost},
     gateplugin::{self, Allowed, Cache, Ceiling, Fetcher, Installed, Library, Sources, TrustRoot},
@@ -33,7 +37,7 @@ use crate::{
         quantity,
     },
     promotionpolicy,
-    telemetry::{self, Metrics, Readiness},
+    telemetry::{self, Expectation, Metrics, Readiness},
 };
 
 /// Run the operator
@@ -52,11 +56,12 @@ pub(super) struct Flags {
     #[arg(long, env = "SLUICE_CONTEXT", help_heading = "Cluster")]
     context: Option<String>,
 
-    /// The operator's own namespace, where the cluster CA is kept
+    /// The operator's own namespace, where the cluster CA and the Lease are kept
     #[arg(long, env = "POD_NAMESPACE", default_value = "sluice-system", help_heading = "Cluster")]
     namespace: String,
 
-    /// Work in these namespaces only, separated by commas, and without ClusterGatePlugins; default: in all
+    /// Work in these namespaces only, separated by commas, and without plugins and policies of the cluster; default: in
+    /// all
     #[arg(
         long,
         env = "SLUICE_WATCH_NAMESPACES",
@@ -69,6 +74,20 @@ pub(super) struct Flags {
     /// Namespace of Kong's own operator, to which everything is left while it runs; default: it is looked for in all
     #[arg(long, env = "SLUICE_KONG_NAMESPACE", value_name = "NAME", help_heading = "Cluster")]
     kong_namespace: Option<String>,
+
+    /// Work only while holding a Lease, so that of several operators one works and the others stand by
+    #[arg(long, env = "SLUICE_LEADER_ELECT", default_value_t = true, action = ArgAction::Set, value_name = "BOOL", help_heading = "Cluster")]
+    leader_elect: bool,
+
+    /// The Lease; operators that share a namespace and watch different ones each need their own
+    #[arg(
+        long,
+        env = "SLUICE_LEADER_ELECT_RESOURCE_NAME",
+        default_value = "sluice-operator",
+        value_name = "NAME",
+        help_heading = "Cluster"
+    )]
+    leader_elect_resource_name: String,
 
     /// Secret with the CA that signs the certificates of admin APIs; made if it does not exist
     #[arg(
@@ -200,15 +219,91 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let metrics_listener = bind("--metrics-bind-address", &flags.metrics_bind_address).await?;
     let probe_listener = bind("--health-probe-bind-address", &flags.health_probe_bind_address).await?;
-    let client = connect(&flags).await?;
-    let scopes = scopes(&flags.watch_namespaces);
+    let api = connect(&flags).await?;
+    let mut campaign = flags.leader_elect.then(|| Campaign::new(api.clone(), lock(&flags)));
+    let hold = Hold::default();
+    // Whoever writes, but for what comes first here, writes while the Lease is held.
+    let client = if flags.leader_elect { leader::guard(api.clone(), hold.clone()) } else { api.clone() };
     let fetcher = Arc::new(fetcher(&flags, client.clone())?);
     // A cluster that hangs must not hold up a process that was told to stop.
-    match shutdown.run_until_cancelled(preflight::check(&client, &scopes)).await {
+    let checked = async {
+        preflight::check(&api, &scopes(&flags.watch_namespaces)).await?;
+        match &campaign {
+            Some(campaign) => preflight::check_lease(&api, campaign.lock()).await,
+            None => Ok(()),
+        }
+    };
+    match shutdown.run_until_cancelled(checked).await {
         Some(checked) => checked?,
         None => return Ok(()),
     }
 
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    tasks.spawn(serve(metrics_listener, telemetry::metrics_routes(metrics.clone()), shutdown.clone()));
+    tasks.spawn(serve(probe_listener, telemetry::probe_routes(readiness.clone()), shutdown.clone()));
+
+    if let Some(campaign) = &mut campaign
+        && shutdown.run_until_cancelled(stand_by(campaign, &hold, &readiness)).await.is_none()
+    {
+        return run_to_the_end(tasks, &shutdown).await;
+    }
+    metrics.leads();
+    let work = work(&flags, client, fetcher, metrics, readiness, tasks, shutdown);
+    let Some(mut campaign) = campaign else { return work.await };
+    tokio::select! {
+        // What is dropped with this stops in the middle: not even what is under way may be finished.
+        biased;
+        lost = campaign.keep(&hold) => Err(Failure::new(format!("{} is lost", campaign.lock()), lost)
+            .next("start this process again: it stands by until the Lease is free")),
+        ended = work => {
+            campaign.release(&hold).await;
+            ended
+        }
+    }
+}
+
+/// Which Lease, and who this is. A container that is started again is the one before, which has ended: it takes up what it
+/// held, at once. Every other process is another one.
+fn lock(flags: &Flags) -> Lock {
+    let pod = |field: &str| std::env::var(field).ok().filter(|value| !value.is_empty());
+    let identity = match (pod("POD_NAME"), pod("POD_UID")) {
+        (Some(name), Some(uid)) => format!("{name}_{uid}"),
+        _ => identity(),
+    };
+    Lock { namespace: flags.namespace.clone(), name: flags.leader_elect_resource_name.clone(), identity }
+}
+
+/// Waits until this process may work.
+async fn stand_by(campaign: &mut Campaign, hold: &Hold, readiness: &Readiness) {
+    let lock = campaign.lock().clone();
+    let mut seen = Some(readiness.expect(lock.to_string()));
+    let mut known = String::new();
+    campaign
+        .win(hold, |holder| {
+            if known != holder {
+                tracing::info!(holder, "stands by: {lock} is held");
+                readiness.is(format!("stands by, {holder} works"));
+                holder.clone_into(&mut known);
+            }
+            seen.take().into_iter().for_each(Expectation::met);
+        })
+        .await;
+    tracing::info!(identity = lock.identity, "works: {lock} is held by this process");
+    readiness.is("works");
+    seen.into_iter().for_each(Expectation::met);
+}
+
+/// Does the work of an operator until shutdown.
+async fn work(
+    flags: &Flags,
+    client: Client,
+    fetcher: Arc<Fetcher>,
+    metrics: Metrics,
+    readiness: Readiness,
+    mut tasks: JoinSet<anyhow::Result<()>>,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let scopes = scopes(&flags.watch_namespaces);
     let authority = Authority::load(client.clone(), &flags.namespace, &flags.cluster_ca_secret);
     let authority = match shutdown.run_until_cancelled(authority).await {
         Some(loaded) => loaded.map_err(|error| {
@@ -238,16 +333,12 @@ async fn operate(flags: Flags) -> Result<(), Failure> {
         validate_images: flags.validate_images,
         ceiling: Ceiling::from(&flags.ceiling),
         ceilings: Ceilings { hosts: flags.egress_hosts.clone(), ranges: flags.egress_ranges.clone() },
-        metrics: metrics.clone(),
-        readiness: readiness.clone(),
+        metrics,
+        readiness,
         shutdown: shutdown.clone(),
         client,
         scopes,
     };
-    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    let routes = telemetry::metrics_routes(metrics);
-    tasks.spawn(serve(metrics_listener, routes, shutdown.clone()));
-    tasks.spawn(serve(probe_listener, telemetry::probe_routes(readiness), shutdown.clone()));
     for controller in controllers(&parts) {
         tasks.spawn(controller);
     }
@@ -315,10 +406,22 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
         ready: readiness.expect(format!("{what} and ConfigMaps of {scope}")),
         shutdown: shutdown.clone(),
     };
+    let policies = |scope: &Scope, what: &str| promotionpolicy::Setup {
+        client: client.clone(),
+        scope: scope.clone(),
+        host: host.clone(),
+        installed: installed.clone(),
+        ceilings: ceilings.clone(),
+        metrics: metrics.clone(),
+        ready: readiness.expect(format!("{what} of {scope}")),
+        shutdown: shutdown.clone(),
+    };
     if let Some(own) = own {
         let plugins = gateplugin::run::<ClusterGatePlugin>(plugins(own, "ClusterGatePlugins"));
+        let policies =
+            promotionpolicy::run::<ClusterPromotionPolicy>(policies(&Scope::Cluster, "ClusterPromotionPolicies"));
         controllers.push(Box::pin(async move {
-            plugins.await;
+            tokio::join!(plugins, policies);
             Ok(())
         }));
     }
@@ -328,16 +431,7 @@ fn controllers(parts: &Parts) -> Vec<BoxFuture<'static, anyhow::Result<()>>> {
             plugins.await;
             Ok(())
         }));
-        let policies = promotionpolicy::run(promotionpolicy::Setup {
-            client: client.clone(),
-            scope: scope.clone(),
-            host: host.clone(),
-            installed: installed.clone(),
-            ceilings: ceilings.clone(),
-            metrics: metrics.clone(),
-            ready: readiness.expect(format!("PromotionPolicies of {scope}")),
-            shutdown: shutdown.clone(),
-        });
+        let policies = promotionpolicy::run::<PromotionPolicy>(policies(scope, "PromotionPolicies"));
         controllers.push(Box::pin(async move {
             policies.await;
             Ok(())

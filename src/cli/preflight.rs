@@ -11,7 +11,10 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 
 use super::Failure;
-use crate::{api, cluster::Scope};
+use crate::{
+    api,
+    cluster::{Scope, leader::Lock},
+};
 
 const INSTALL: &str = "kubectl apply --server-side -f deploy/crds/ && kubectl apply -f deploy/operator.yaml";
 
@@ -34,12 +37,15 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
     ("sluice.dev", "clustergateplugins/status", &["patch"]),
     ("sluice.dev", "promotionpolicies", &["list", "watch"]),
     ("sluice.dev", "promotionpolicies/status", &["patch"]),
+    ("sluice.dev", "clusterpromotionpolicies", &["list", "watch"]),
+    ("sluice.dev", "clusterpromotionpolicies/status", &["patch"]),
     ("sluice.dev", "promotions", &["get", "list", "watch", "create", "patch", "delete"]),
     ("sluice.dev", "promotions/status", &["patch"]),
     ("apps", "deployments", &["get", "list", "watch", "create", "patch", "delete"]),
     ("apps", "controllerrevisions", &["get", "list", "watch", "create", "patch", "delete"]),
     ("", "services", &["get", "list", "watch", "create", "patch", "delete"]),
     ("", "secrets", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("", "namespaces", &["get", "list", "watch"]),
     ("", "configmaps", &["get", "list", "watch"]),
     ("", "pods", &["get", "list", "watch"]),
     ("", "events", &["create", "patch"]),
@@ -48,6 +54,9 @@ const NEEDED: &[(&str, &str, &[&str])] = &[
     ("autoscaling", "horizontalpodautoscalers", &["get", "list", "watch", "create", "patch", "delete"]),
     ("policy", "poddisruptionbudgets", &["get", "list", "watch", "create", "patch", "delete"]),
 ];
+
+/// What the Lease needs. It is created by name, but creation cannot be allowed by name.
+const LEASE: &[(&str, bool)] = &[("get", true), ("create", false), ("update", true)];
 
 /// Looks once; `scopes` are where the operator is to work.
 pub(super) async fn check(client: &Client, scopes: &[Scope]) -> Result<(), Failure> {
@@ -67,10 +76,25 @@ pub(super) async fn check(client: &Client, scopes: &[Scope]) -> Result<(), Failu
     Ok(())
 }
 
+/// Whether this account may hold the Lease by which one of several operators is chosen.
+pub(super) async fn check_lease(client: &Client, lock: &Lock) -> Result<(), Failure> {
+    let scope = Scope::Namespace(lock.namespace.clone());
+    for &(verb, named) in LEASE {
+        let permission = Permission { group: "coordination.k8s.io", resource: "leases", verb };
+        let may = allowed(client, &scope, permission, named.then_some(&lock.name)).await;
+        if !may.map_err(|error| Failure::new("the cluster does not say what this account may do", error))? {
+            let cause = anyhow!("it may not {verb} {lock}");
+            return Err(Failure::new("this account may not hold the Lease of the one that works", cause)
+                .next("see the Role in deploy/operator.yaml, --namespace and --leader-elect-resource-name; or start a single operator with --leader-elect=false"));
+        }
+    }
+    Ok(())
+}
+
 /// Whether it can be seen that Kong's own operator is at work. Not needed: where it may not, the admin has to know.
 pub(super) async fn sees_leases(client: &Client, scope: &Scope) -> bool {
     let asked = ["list", "watch"].map(|verb| Permission { group: "coordination.k8s.io", resource: "leases", verb });
-    stream::iter(asked).all(async |permission| allowed(client, scope, permission).await.unwrap_or(false)).await
+    stream::iter(asked).all(async |permission| allowed(client, scope, permission, None).await.unwrap_or(false)).await
 }
 
 async fn installed(client: &Client, crd: &CustomResourceDefinition) -> Result<(), Failure> {
@@ -101,7 +125,7 @@ async fn missing(client: &Client, scope: &Scope) -> Result<Vec<Permission>, kube
     // At once, but not so many that a start looks like an attack to the API server's fairness.
     const AT_ONCE: usize = 8;
     let asked = permissions().map(async |permission| {
-        let allowed = allowed(client, scope, permission).await?;
+        let allowed = allowed(client, scope, permission, None).await?;
         Ok::<_, kube::Error>((!allowed).then_some(permission))
     });
     let missing: Vec<Option<Permission>> = stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
@@ -121,7 +145,13 @@ fn listed(missing: &[Permission]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-async fn allowed(client: &Client, scope: &Scope, permission: Permission) -> Result<bool, kube::Error> {
+/// Of any object, unless one is named.
+async fn allowed(
+    client: &Client,
+    scope: &Scope,
+    permission: Permission,
+    name: Option<&String>,
+) -> Result<bool, kube::Error> {
     let Permission { group, resource, verb } = permission;
     let (resource, subresource) = match resource.split_once('/') {
         Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
@@ -133,6 +163,7 @@ async fn allowed(client: &Client, scope: &Scope, permission: Permission) -> Resu
         resource: Some(resource.to_owned()),
         subresource,
         verb: Some(verb.to_owned()),
+        name: name.cloned(),
         ..ResourceAttributes::default()
     };
     let review = SelfSubjectAccessReview {
@@ -152,7 +183,7 @@ fn permissions() -> impl Iterator<Item = Permission> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::rbac::v1::ClusterRole;
+    use k8s_openapi::api::rbac::v1::{ClusterRole, Role};
     use serde::Deserialize;
 
     #[test]
@@ -165,11 +196,7 @@ mod tests {
 
     #[test]
     fn the_shipped_role_grants_all_that_is_needed() {
-        let role = serde_norway::Deserializer::from_str(include_str!("../../deploy/operator.yaml"))
-            .map(|document| serde_json::Value::deserialize(document).expect("YAML"))
-            .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "sluice-operator")
-            .expect("the operator's ClusterRole");
-        let role: ClusterRole = serde_json::from_value(role).expect("a ClusterRole");
+        let role: ClusterRole = serde_json::from_value(shipped("ClusterRole")).expect("a ClusterRole");
         let has = |list: &Option<Vec<String>>, word: &str| list.iter().flatten().any(|listed| listed == word);
         let granted = |permission: &Permission| {
             role.rules.iter().flatten().any(|rule| {
@@ -180,5 +207,26 @@ mod tests {
         };
         let missing: Vec<_> = permissions().filter(|permission| !granted(permission)).collect();
         assert_eq!(listed(&missing), "");
+    }
+
+    #[test]
+    fn the_shipped_role_grants_the_lease() {
+        let role: Role = serde_json::from_value(shipped("Role")).expect("a Role");
+        for (verb, named) in LEASE {
+            let granted = role.rules.iter().flatten().any(|rule| {
+                let named = rule.resource_names == named.then(|| vec!["sluice-operator".to_owned()]);
+                named
+                    && rule.resources == Some(vec!["leases".into()])
+                    && rule.verbs.iter().any(|granted| granted == verb)
+            });
+            assert!(granted, "{verb} is missing");
+        }
+    }
+
+    fn shipped(kind: &str) -> serde_json::Value {
+        serde_norway::Deserializer::from_str(include_str!("../../deploy/operator.yaml"))
+            .map(|document| serde_json::Value::deserialize(document).expect("YAML"))
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == "sluice-operator")
+            .expect("one of the operator's own")
     }
 }

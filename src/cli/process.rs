@@ -58,11 +58,12 @@ impl std::str::FromStr for BindAddress {
 
 /// Runs `work` on as many threads as there are CPUs.
 pub(super) fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new("the threads of this process cannot be started", error))?
-        .block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new("the threads of this process cannot be started", error))?;
+    let ended = runtime.block_on(work);
+    // The end of the process is not for a name to wait for that somebody still looks up.
+    runtime.shutdown_background();
+    ended
 }
 
 pub(super) async fn bind(flag: &str, address: &BindAddress) -> Result<TcpListener, Failure> {

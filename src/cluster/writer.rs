@@ -64,6 +64,14 @@ impl Writes {
         caught_up
     }
 
+    /// The version at which an object of `owner` was written, as long as the caches may not show it.
+    pub fn version(&self, owner: &str, object: &Object) -> Option<String> {
+        match self.lock().get(owner)?.get(object)? {
+            (Left::Version(version), _) => Some(version.to_string()),
+            (Left::Gone(_), _) => None,
+        }
+    }
+
     /// Whether an object of `owner` was settled as `pair`: its version and what was planned.
     #[must_use]
     pub fn is_settled(&self, owner: &str, object: &Object, pair: &str) -> bool {
@@ -101,9 +109,11 @@ mod tests {
         assert!(writes.seen("owner", |_| None), "nothing was written");
 
         writes.remember("owner", service.clone(), Left::Version(7));
+        assert_eq!(writes.version("owner", &service).as_deref(), Some("7"));
         assert!(!writes.seen("owner", |_| None));
         assert!(!writes.seen("owner", |_| Some((6, "a".into(), false))));
         assert!(writes.seen("owner", |_| Some((7, "a".into(), false))));
+        assert_eq!(writes.version("owner", &service), None, "the caches show it");
 
         writes.remember("owner", service, Left::Gone("a".into()));
         assert!(!writes.seen("owner", |_| Some((9, "a".into(), false))));

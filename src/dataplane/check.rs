@@ -11,25 +11,19 @@ use kube::{
 
 use crate::{
     api::{
-        DataPlane, PromotionPolicy,
+        DataPlane,
         dataplane::{self, PROMOTE_WHEN_READY, SERVICE_SELECTOR_OVERRIDE, ServiceType},
-        promotionpolicy::{self, defaults},
+        promotionpolicy::{ApprovalRule, PolicyRules, defaults},
     },
     model::{
-        Gate, Ingress, Intent, Owner, Refusal, Rules, Scale, Strategy, Wish, duration,
-        grants::{Ceilings, Granted},
-        names,
+        Gate, Ingress, Intent, Owner, Policies, Refusal, Rules, Scale, Strategy, Wish, gate::OF_CLUSTER,
+        grants::Ceilings,
     },
 };
 
-/// Reads what a DataPlane and the policies of its namespace ask for.
+/// Reads what a DataPlane and the policies that match it ask for.
 #[must_use]
-pub fn read(
-    dataplane: &DataPlane,
-    policies: &[&PromotionPolicy],
-    validate_images: bool,
-    ceilings: &Ceilings,
-) -> Intent {
+pub fn read(dataplane: &DataPlane, policies: &Policies, validate_images: bool, ceilings: &Ceilings) -> Intent {
     let deployment = &dataplane.spec.deployment;
     let strategy = match deployment.rollout.as_ref().and_then(|rollout| rollout.strategy.blue_green.as_ref()) {
         Some(_) => Strategy::BlueGreen,
@@ -55,6 +49,7 @@ pub fn read(
         // Byte for byte, as with Kong: `True` or `1` approve nothing.
         approved: dataplane.annotations().get(PROMOTE_WHEN_READY).is_some_and(|value| value == "true"),
         rules: rules(dataplane, policies, ceilings),
+        ceilings: ceilings.clone(),
     }
 }
 
@@ -174,76 +169,71 @@ fn supported(image: &str) -> bool {
         && numbers.all(|number| number.is_ok())
 }
 
-fn rules(dataplane: &DataPlane, policies: &[&PromotionPolicy], ceilings: &Ceilings) -> Rules {
-    let mut matching: Vec<_> = policies.iter().filter(|policy| matches(&policy.spec.selector, dataplane)).collect();
-    matching.sort_by_key(|policy| policy.name_any());
+/// A policy that matches, of either kind.
+struct Matching<'a> {
+    /// As in evidence.
+    name: String,
+    of_cluster: bool,
+    rules: &'a PolicyRules,
+}
+
+/// Those of the cluster first, each kind by name: evidence comes in this order.
+fn matching<'a>(dataplane: &DataPlane, policies: &'a Policies) -> Vec<Matching<'a>> {
+    let cluster = policies.cluster.iter().flat_map(|cluster| {
+        let chooses = |selector| cluster.labels.as_ref().is_none_or(|labels| matches(selector, labels));
+        cluster.policies.iter().filter(move |policy| chooses(&policy.spec.namespace_selector)).map(|policy| {
+            (&policy.spec.selector, format!("{OF_CLUSTER}{}", policy.name_any()), true, &policy.spec.rules)
+        })
+    });
+    let own = policies.own.iter().map(|policy| (&policy.spec.selector, policy.name_any(), false, &policy.spec.rules));
+    let mut matching: Vec<_> = cluster
+        .chain(own)
+        .filter(|(selector, ..)| matches(selector, dataplane.labels()))
+        .map(|(_, name, of_cluster, rules)| Matching { name, of_cluster, rules })
+        .collect();
+    matching.sort_by(|one, other| (!one.of_cluster, &one.name).cmp(&(!other.of_cluster, &other.name)));
+    matching
+}
+
+fn rules(dataplane: &DataPlane, policies: &Policies, ceilings: &Ceilings) -> Rules {
+    let matching = matching(dataplane, policies);
     let seconds = |value: i32| Duration::from_secs(u64::try_from(value).unwrap_or_default());
-    let strictest =
-        |of: fn(&promotionpolicy::PromotionPolicySpec) -> i32| matching.iter().map(move |policy| of(&policy.spec));
+    let each = |of: fn(&PolicyRules) -> i32| matching.iter().map(move |policy| of(policy.rules));
+    let namespace = dataplane.namespace().unwrap_or_default();
     Rules {
-        governed: !matching.is_empty(),
+        policies: matching.iter().map(|policy| policy.name.clone()).collect(),
         gates: matching
             .iter()
-            .flat_map(|policy| policy.spec.gates.iter().map(|entry| gate(policy, entry, ceilings)))
+            .flat_map(|policy| {
+                policy.rules.gates.iter().map(|entry| Gate::of(&policy.name, entry, &namespace, ceilings))
+            })
             .collect(),
+        automatic: !matching.is_empty()
+            && matching.iter().all(|policy| policy.rules.approval == ApprovalRule::Automatic),
+        paused: matching.iter().find(|policy| policy.rules.paused).map(|policy| policy.name.clone()),
         // The longest life for the replaced side and the shortest patience with machines.
         scale_down_delay: seconds(
-            strictest(|spec| spec.scale_down_delay_seconds).max().unwrap_or_else(defaults::scale_down_delay),
+            each(|rules| rules.scale_down_delay_seconds).max().unwrap_or_else(defaults::scale_down_delay),
         ),
         progress_deadline: seconds(
-            strictest(|spec| spec.progress_deadline_seconds).min().unwrap_or_else(defaults::progress_deadline),
+            each(|rules| rules.progress_deadline_seconds).min().unwrap_or_else(defaults::progress_deadline),
         ),
     }
 }
 
 /// An empty selector matches everything; one that cannot be read matches everything too: a typing error in a
 /// selector must not let an upgrade past its gates.
-fn matches(selector: &LabelSelector, dataplane: &DataPlane) -> bool {
-    LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(dataplane.labels()))
-}
-
-fn gate(policy: &PromotionPolicy, entry: &promotionpolicy::Gate, ceilings: &Ceilings) -> Gate {
-    let mut problem = None;
-    let namespace = policy.namespace().unwrap_or_default();
-    let granted =
-        entry.grants.as_ref().map(|grants| grants.read(&namespace, ceilings)).unwrap_or_else(|| Ok(Granted::default()));
-    let grants = granted.unwrap_or_else(|excess| {
-        problem.get_or_insert(format!("spec.gates[{}].grants.{}: {}", entry.name, excess.field, excess.message));
-        Granted::default()
-    });
-    let mut span = |field: &str, text: &str| {
-        duration::parse(text).unwrap_or_else(|error| {
-            problem.get_or_insert(format!("spec.gates[{}].{field}: {error}", entry.name));
-            Duration::ZERO
-        })
-    };
-    let (timeout, retry_backoff, deadline) = (
-        span("timeout", &entry.timeout),
-        span("retryBackoff", &entry.retry_backoff),
-        span("deadline", &entry.deadline),
-    );
-    let recheck_interval = entry.recheck_interval.as_ref().map(|text| span("recheckInterval", text));
-    Gate {
-        name: format!("{}/{}", policy.name_any(), entry.name),
-        plugin: entry.plugin_ref.key(&policy.namespace().unwrap_or_default()),
-        settings: entry.settings.clone(),
-        grants,
-        timeout,
-        max_attempts: entry.max_attempts,
-        retry_backoff,
-        deadline,
-        enforcement: entry.enforcement,
-        on_error: entry.on_error,
-        on_inconclusive: entry.on_inconclusive,
-        recheck_interval,
-        hash: names::hash(&[&serde_json::json!(entry).to_string()], 16),
-        problem,
-    }
+fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    LabelMatch::try_from(selector.clone()).map_or(true, |selector| selector.matches(labels))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        api::{ClusterPromotionPolicy, PromotionPolicy},
+        model::{PluginKey, policies::OfCluster},
+    };
     use serde_json::json;
 
     fn dataplane(image: &str) -> DataPlane {
@@ -257,6 +247,14 @@ mod tests {
 
     fn policy(name: &str, spec: serde_json::Value) -> PromotionPolicy {
         PromotionPolicy::new(name, serde_json::from_value(spec).expect("a policy"))
+    }
+
+    fn asked(policies: &Policies) -> Rules {
+        read(&dataplane("kong:3.9"), policies, true, &Ceilings::default()).rules
+    }
+
+    fn names(rules: &Rules) -> Vec<&str> {
+        rules.gates.iter().map(|gate| gate.name.as_str()).collect()
     }
 
     #[test]
@@ -277,10 +275,11 @@ mod tests {
 
     #[test]
     fn a_refused_image_names_the_field_and_is_accepted_where_nobody_checks() {
-        let refusal = read(&dataplane("kong:1.0"), &[], true, &Ceilings::default()).wanted.expect_err("refused");
+        let refusal =
+            read(&dataplane("kong:1.0"), &Policies::default(), true, &Ceilings::default()).wanted.expect_err("refused");
         assert_eq!(refusal.field, "spec.deployment.podTemplateSpec.spec.containers[proxy].image");
         assert!(refusal.message.contains("unsupported DataPlane image kong:1.0"), "{}", refusal.message);
-        assert!(read(&dataplane("kong:1.0"), &[], false, &Ceilings::default()).wanted.is_ok());
+        assert!(read(&dataplane("kong:1.0"), &Policies::default(), false, &Ceilings::default()).wanted.is_ok());
     }
 
     #[test]
@@ -292,10 +291,71 @@ mod tests {
         );
         let b = policy("b", json!({"selector": {}, "gates": [gate("x"), gate("y")], "progressDeadlineSeconds": 60}));
         let other = policy("c", json!({"selector": {"matchLabels": {"team": "b"}}, "gates": [gate("z")]}));
-        let rules = read(&dataplane("kong:3.9"), &[&b, &other, &a], true, &Ceilings::default()).rules;
-        assert_eq!(rules.gates.iter().map(|gate| gate.name.as_str()).collect::<Vec<_>>(), ["a/x", "b/x", "b/y"]);
+        let rules = asked(&vec![b, other, a].into());
+        assert_eq!(names(&rules), ["a/x", "b/x", "b/y"]);
         assert_eq!((rules.scale_down_delay.as_secs(), rules.progress_deadline.as_secs()), (30, 60));
-        assert!(rules.governed);
+        assert_eq!(rules.policies, ["a", "b"]);
+    }
+
+    #[test]
+    fn one_paused_policy_of_many_is_enough() {
+        let policies = |paused: bool| {
+            vec![policy("a", json!({"selector": {}})), policy("b", json!({"selector": {}, "paused": paused}))].into()
+        };
+        assert_eq!((asked(&policies(true)).paused, asked(&policies(false)).paused), (Some("b".into()), None));
+    }
+
+    #[test]
+    fn one_policy_that_asks_a_person_is_enough() {
+        let named = |name: &str, approval: &str| policy(name, json!({"selector": {}, "approval": approval}));
+        for (policies, automatic) in [
+            (vec![], false),
+            (vec![named("a", "Automatic")], true),
+            (vec![named("a", "Automatic"), named("b", "Automatic")], true),
+            (vec![named("a", "Automatic"), named("b", "Manual")], false),
+        ] {
+            assert_eq!(asked(&policies.into()).automatic, automatic);
+        }
+    }
+
+    /// A policy of the cluster for namespaces with a label.
+    fn of_cluster(namespaces: serde_json::Value, kind: &str) -> ClusterPromotionPolicy {
+        let gate = json!({"name": "x", "pluginRef": {"kind": kind, "name": "p"}});
+        let spec = json!({"namespaceSelector": namespaces, "selector": {}, "gates": [gate]});
+        ClusterPromotionPolicy::new("a", serde_json::from_value(spec).expect("a policy"))
+    }
+
+    #[test]
+    fn policies_of_the_cluster_come_first_and_their_gates_are_no_others() {
+        let gate = json!({"name": "x", "pluginRef": {"name": "p"}});
+        let own = policy("a", json!({"selector": {}, "gates": [gate]}));
+        let cluster = Some(OfCluster {
+            policies: vec![of_cluster(json!({}), "ClusterGatePlugin").into()],
+            labels: Some(BTreeMap::new()),
+        });
+        let rules = asked(&Policies { cluster, ..vec![own].into() });
+        assert_eq!(names(&rules), ["cluster/a/x", "a/x"]);
+        assert_eq!(rules.gates[0].plugin, PluginKey::of_cluster("p"));
+        assert_eq!(rules.gates[1].plugin, PluginKey::of_namespace("ns", "p"));
+    }
+
+    #[test]
+    fn a_namespace_is_chosen_by_its_labels_and_one_that_is_not_known_always_is() {
+        let label = |team: &str| Some([("team".to_owned(), team.to_owned())].into());
+        for (labels, chosen) in [(label("edge"), true), (label("other"), false), (Some([].into()), false), (None, true)]
+        {
+            let policies = vec![of_cluster(json!({"matchLabels": {"team": "edge"}}), "ClusterGatePlugin").into()];
+            let cluster = Some(OfCluster { policies, labels: labels.clone() });
+            let rules = asked(&Policies { cluster, ..Policies::default() });
+            assert_eq!(!rules.policies.is_empty(), chosen, "{labels:?}");
+        }
+    }
+
+    #[test]
+    fn a_policy_of_the_cluster_does_not_trust_the_plugins_of_a_namespace() {
+        let cluster = Some(OfCluster { policies: vec![of_cluster(json!({}), "GatePlugin").into()], labels: None });
+        let rules = asked(&Policies { cluster, ..Policies::default() });
+        assert!(rules.gates[0].problem.as_deref().is_some_and(|problem| problem.contains("ClusterGatePlugin")));
     }
 
     #[test]
@@ -304,7 +364,7 @@ mod tests {
             "a",
             json!({"selector": {"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}}),
         );
-        assert!(read(&dataplane("kong:3.9"), &[&broken], true, &Ceilings::default()).rules.governed);
+        assert_eq!(asked(&vec![broken].into()).policies, ["a"]);
     }
 
     #[test]
@@ -313,7 +373,7 @@ mod tests {
             "a",
             json!({"selector": {}, "gates": [{"name": "x", "pluginRef": {"name": "p"}, "timeout": "soon"}]}),
         );
-        let rules = read(&dataplane("kong:3.9"), &[&odd], true, &Ceilings::default()).rules;
+        let rules = asked(&vec![odd].into());
         assert!(rules.gates[0].problem.as_deref().is_some_and(|problem| problem.contains("spec.gates[x].timeout")));
     }
 
@@ -321,7 +381,9 @@ mod tests {
     fn a_grant_beyond_the_operators_ceilings_is_a_problem_of_its_gate() {
         let gate = json!({"name": "x", "pluginRef": {"name": "p"}, "grants": {"egress": [{"name": "a", "host": "a.example.com"}]}});
         let greedy = policy("a", json!({"selector": {}, "gates": [gate]}));
-        let read = |ceilings: &Ceilings| read(&dataplane("kong:3.9"), &[&greedy], true, ceilings).rules.gates.remove(0);
+        let read = |ceilings: &Ceilings| {
+            read(&dataplane("kong:3.9"), &vec![greedy.clone()].into(), true, ceilings).rules.gates.remove(0)
+        };
         let problem = read(&Ceilings::default()).problem.expect("a problem");
         assert!(problem.starts_with("spec.gates[x].grants.egress[a].host: "), "{problem}");
         let hosts = vec!["*.example.com".parse().expect("a pattern")];
@@ -334,7 +396,7 @@ mod tests {
         let approved = |value: &str| {
             let mut dataplane = dataplane("kong:3.9");
             dataplane.annotations_mut().insert(PROMOTE_WHEN_READY.into(), value.into());
-            read(&dataplane, &[], true, &Ceilings::default()).approved
+            read(&dataplane, &Policies::default(), true, &Ceilings::default()).approved
         };
         assert!(approved("true"));
         for value in ["True", "1", "false", ""] {

@@ -138,6 +138,7 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
                 .map(|dataplane| ObjectRef::from_obj(dataplane.as_ref()))
                 .filter(|dataplane| dataplane.namespace.as_deref() == Some(&namespace))
                 .collect(),
+            Concerns::Everyone => all.state().iter().map(|dataplane| ObjectRef::from_obj(dataplane.as_ref())).collect(),
         })
     });
     // What plugins there are concerns every upgrade that waits for one.

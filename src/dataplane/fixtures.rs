@@ -1,11 +1,11 @@
 //! Minimal objects for the tests of the corridor.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::check;
 use crate::{
     api::{DataPlane, PromotionPolicy},
-    model::{Intent, grants::Ceilings},
+    model::{Intent, Policies, grants::Ceilings},
 };
 
 /// A blue/green DataPlane `ns/dp` of UID `uid` with this image.
@@ -23,16 +23,23 @@ pub(crate) fn dataplane(image: &str) -> DataPlane {
 
 /// What it asks for, without any policy.
 pub(crate) fn intent(image: &str) -> Intent {
-    check::read(&dataplane(image), &[], true, &Ceilings::default())
+    check::read(&dataplane(image), &Policies::default(), true, &Ceilings::default())
 }
 
 /// A policy with one gate.
 pub(crate) fn policy() -> PromotionPolicy {
-    let spec = json!({"selector": {}, "gates": [{"name": "smoke", "pluginRef": {"name": "http-smoke"}}]});
-    PromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"))
+    policy_of("policy", json!({"gates": [{"name": "smoke", "pluginRef": {"name": "http-smoke"}}]}))
+}
+
+/// A policy for all DataPlanes of the namespace, with these rules.
+pub(crate) fn policy_of(name: &str, mut spec: Value) -> PromotionPolicy {
+    spec["selector"] = json!({});
+    let mut policy = PromotionPolicy::new(name, serde_json::from_value(spec).expect("a policy"));
+    policy.metadata.namespace = Some("ns".into());
+    policy
 }
 
 /// What the DataPlane asks for under it.
 pub(crate) fn governed(image: &str) -> Intent {
-    check::read(&dataplane(image), &[&policy()], true, &Ceilings::default())
+    check::read(&dataplane(image), &vec![policy()].into(), true, &Ceilings::default())
 }

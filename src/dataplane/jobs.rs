@@ -18,10 +18,10 @@ use crate::{
     gate::jobs::Voice,
     gateplugin::Held,
     model::{
-        Intent, Plan, PluginKey, grants,
+        Intent, Observed, Plan, PluginKey, grants,
         names::GATE_CREDENTIAL,
         observed::{Connection, ConnectionKey, Plugin},
-        trial::{Blame, Credential, Digest, Grants, Identity, Moment, Outcome, Report, Scheme, Target, Trial},
+        trial::{Blame, Credential, Digest, Grants, Identity, Outcome, Report, Scheme, Target, Trial},
     },
 };
 
@@ -62,7 +62,7 @@ pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
                 namespace: namespace.clone(),
                 digest: planned.digest.clone(),
                 settings: planned.gate.settings.clone(),
-                moment: Moment::BeforePromotion,
+                moment: planned.moment,
                 timeout: planned.gate.timeout,
                 limits: ctx.installed.limits(&planned.gate.plugin),
                 targets: planned.targets.clone(),
@@ -158,9 +158,12 @@ pub fn connections(ctx: &Context, dataplane: &DataPlane) -> HashMap<ConnectionKe
         .collect()
 }
 
-/// The plugins that the gates of an intent name, as this process has them. What is ready stays so while it is held.
-pub fn plugins(ctx: &Context, intent: &Intent) -> (BTreeMap<PluginKey, Plugin>, Held) {
-    ctx.installed.lend(intent.rules.gates.iter().map(|gate| gate.plugin.clone()))
+/// The plugins that the gates of an intent name, and those of the commit, as this process has them. What is ready stays
+/// so while it is held.
+pub fn plugins(ctx: &Context, intent: &Intent, observed: &Observed) -> (BTreeMap<PluginKey, Plugin>, Held) {
+    let wanted = intent.rules.gates.iter().map(|gate| gate.plugin.clone());
+    let pinned = observed.verifies().map(|pinned| pinned.gate.plugin_ref.key(&intent.owner.namespace));
+    ctx.installed.lend(wanted.chain(pinned))
 }
 
 /// Asks every Pod for a connection until it answers.

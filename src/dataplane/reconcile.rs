@@ -121,19 +121,19 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
         publish::yields(&ctx.client, &ctx.identity, &dataplane, &holder, &ctx.yielded).await;
         return Ok(Action::requeue(Duration::try_from(until.duration_since(now)).unwrap_or_default() + SOON));
     }
-    let policies = ctx.caches.policies.state_filter(|policy| policy.namespace().as_deref() == Some(&namespace));
-    let policies: Vec<_> = policies.iter().map(AsRef::as_ref).collect();
+    let policies = observe::policies(&ctx.caches, &namespace);
 
     let intent = check::read(&dataplane, &policies, ctx.validate_images, &ctx.ceilings); // pure
-    let (plugins, _held) = jobs::plugins(&ctx, &intent); // what can be run now can be run when this pass says so
+    let observed = observe::look(&ctx.caches, &dataplane); // caches only
+    let (plugins, _held) = jobs::plugins(&ctx, &intent, &observed); // what can be run now can be run when this pass says so
     let observed = Observed {
-        // caches and this process only
+        // and this process
         plugins,
         trials: ctx.trials.said(&jobs::owner(&ObjectRef::from_obj(dataplane.as_ref()))),
         connections: jobs::connections(&ctx, &dataplane),
         host: ctx.identity.clone(),
         authority_expires: Some(ctx.authority.expires()),
-        ..observe::look(&ctx.caches, &dataplane)
+        ..observed
     };
     let observed = plan::adopt::complete(&intent, observed); // pure
     let plan = plan::decide(&intent, &observed, now); // pure, cannot fail
@@ -141,8 +141,8 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
     jobs::pin(&ctx, &dataplane, &plan); // and afterwards
     tracing::debug!(dataplane = %dataplane.name_any(), phase = ?plan.phase, reason = plan.reason.as_str(), "pass");
 
-    if plan.confirms
-        && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies).await.map_err(Error::Confirm)?
+    if let Some(confirms) = plan.confirms
+        && !observe::confirm::unchanged(&ctx.client, &dataplane, &policies, confirms).await.map_err(Error::Confirm)?
     {
         return Ok(Action::requeue(SOON)); // the caches are behind: what they show next wakes us too
     }

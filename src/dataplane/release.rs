@@ -83,7 +83,7 @@ where
         match apply::release(&api, object.as_ref()).await {
             // The cache is behind; the change that is on its way brings us here again.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            released => released?,
+            released => drop(released?),
         }
     }
     Ok(())

@@ -4,8 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{PluginKey, Revision, Wish, grants::Granted};
-use crate::api::promotionpolicy::{Enforcement, Lack};
+use super::{Gate, Revision, Wish, grants::Ceilings};
 
 /// The DataPlane an intent belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +59,8 @@ pub struct Intent {
     pub approved: bool,
     /// What the matching policies demand.
     pub rules: Rules,
+    /// What policies may grant.
+    pub ceilings: Ceilings,
 }
 
 impl Intent {
@@ -113,45 +114,24 @@ pub struct Ingress {
 /// What all matching policies demand together: gates add up, the strictest rule wins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
-    /// True where a policy matches, even one without gates: an approval is then bound to a revision.
-    pub governed: bool,
+    /// The policies that match, by the names they have in evidence.
+    pub policies: Vec<String>,
     /// Every gate of every matching policy, by name.
     pub gates: Vec<Gate>,
+    /// All of them promote without asking anybody.
+    pub automatic: bool,
+    /// The first policy that lets nothing be promoted, if one does.
+    pub paused: Option<String>,
     /// How long the replaced side lives on.
     pub scale_down_delay: Duration,
     /// How long a phase may wait for machines.
     pub progress_deadline: Duration,
 }
 
-/// One gate, ready to be run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gate {
-    /// `<policy>/<gate>`.
-    pub name: String,
-    /// The plugin that judges.
-    pub plugin: PluginKey,
-    /// What the plugin is told.
-    pub settings: Value,
-    /// What it may do beside judging.
-    pub grants: Granted,
-    /// Wall time of one trial.
-    pub timeout: Duration,
-    /// Trials in all, for errors that may go away.
-    pub max_attempts: i32,
-    /// Time between two attempts.
-    pub retry_backoff: Duration,
-    /// Time for all trials together.
-    pub deadline: Duration,
-    /// Whether it is obeyed.
-    pub enforcement: Enforcement,
-    /// What follows where it has no knowledge.
-    pub on_error: Lack,
-    /// What follows where it could not tell.
-    pub on_inconclusive: Lack,
-    /// How long a pass stands before it is asked for again.
-    pub recheck_interval: Option<Duration>,
-    /// Hash of all of the above: evidence holds for exactly this entry.
-    pub hash: String,
-    /// What is wrong with the entry itself, if anything: it then cannot run.
-    pub problem: Option<String>,
+impl Rules {
+    /// True where a policy matches, even one without gates: an approval is then bound to a revision.
+    #[must_use]
+    pub fn govern(&self) -> bool {
+        !self.policies.is_empty()
+    }
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::api::{
     dataplane::DataPlaneStatus,
-    promotion::{Promotion, Verdict},
+    promotion::{Promotion, Verdict, Verifies},
 };
 
 /// What was found for one DataPlane.
@@ -71,6 +71,8 @@ pub struct Observed {
 pub struct Record {
     /// Name of the `ControllerRevision`; none where it is still to be written.
     pub name: Option<String>,
+    /// Its resource version, likewise.
+    pub version: Option<String>,
     /// The name of the wish.
     pub revision: Revision,
     /// The wish.
@@ -155,6 +157,12 @@ impl Observed {
     #[must_use]
     pub fn open(&self) -> Option<&Promotion> {
         self.promotions.iter().rev().find(|promotion| verdict(promotion).is_none()).map(Arc::as_ref)
+    }
+
+    /// The gates that judge the upgrade under way once traffic has moved, as its commit knew them.
+    pub fn verifies(&self) -> impl Iterator<Item = &Verifies> {
+        let commit = self.open().and_then(|open| open.status.as_ref()?.commit.as_ref());
+        commit.into_iter().flat_map(|commit| &commit.verifies)
     }
 
     /// The selector of a Service.

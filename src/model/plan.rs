@@ -7,7 +7,7 @@ use super::{
     Gate, Revision, Selector, Wish,
     names::State,
     observed::{ConnectionKey, TrialKey},
-    trial::{Absent, Digest, Target},
+    trial::{Absent, Digest, Moment, Target},
 };
 use crate::api::promotion::PromotionStatus;
 
@@ -32,10 +32,12 @@ pub enum Phase {
     Waiting,
     /// Traffic is being moved.
     Switching,
-    /// Traffic has moved; the replaced side lives on for a while.
+    /// Traffic has moved; gates judge behind the live Services, and the replaced side stands.
+    Verifying,
+    /// Traffic has moved for good; the replaced side lives on for a while.
     Draining,
-    /// Traffic had to be moved back; the revision is not tried again by itself.
-    Failed,
+    /// The revision was given up or moved back, and is not tried again by itself.
+    Rejected,
 }
 
 /// The reason of the condition `RolledOut`. The first seven are Kong's.
@@ -65,6 +67,12 @@ pub enum Reason {
     PreviewUnreachable,
     /// A phase that waits for machines took too long.
     DeadlineExceeded,
+    /// Gates are at work behind the live Services.
+    VerifyingPromotion,
+    /// Somebody gave the upgrade up.
+    Aborted,
+    /// Traffic had moved and was moved back.
+    RolledBack,
 }
 
 impl Reason {
@@ -84,6 +92,9 @@ impl Reason {
             Self::GatesHeld => "GatesHeld",
             Self::PreviewUnreachable => "PreviewUnreachable",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::VerifyingPromotion => "VerifyingPromotion",
+            Self::Aborted => "Aborted",
+            Self::RolledBack => "RolledBack",
         }
     }
 }
@@ -109,6 +120,8 @@ pub struct Plan {
     pub promotion: Option<PlannedPromotion>,
     /// What becomes of the promote annotation.
     pub approval: ApprovalPlan,
+    /// A decision that is taken off its upgrade.
+    pub cleared: Option<Cleared>,
     /// Trials that should be running. Others are cancelled.
     pub trials: Vec<PlannedTrial>,
     /// Asks the preview Service for a connection.
@@ -117,11 +130,21 @@ pub struct Plan {
     /// decided on.
     pub arms: bool,
     /// This pass gives live traffic to a new wish: what it decided on is confirmed once more.
-    pub confirms: bool,
+    pub confirms: Option<Confirms>,
     /// With this pass the live side is founded: the next one, a moment later, says so.
     pub founds: bool,
     /// When to look again if nothing happens.
     pub again: Option<Timestamp>,
+}
+
+/// What is asked of the API before traffic goes to a new wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirms {
+    /// Whether the policies are those that were decided on. The commit vouches for the DataPlane: it was written to the
+    /// version that was decided on, and froze its spec.
+    Policies,
+    /// And the DataPlane too.
+    Everything,
 }
 
 /// A Deployment and its Secret.
@@ -155,7 +178,7 @@ pub struct Traffic {
     pub selector: Selector,
     /// Its ports, as in the wish.
     pub ports: Value,
-    /// The promotion that moves it here: such a write is conditional and marked.
+    /// The promotion that moves it here: such a write is marked.
     pub promotion: Option<String>,
 }
 
@@ -200,6 +223,21 @@ pub enum ApprovalPlan {
     Void(String),
 }
 
+/// A decision that is taken off its upgrade: it was carried out, or it cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleared {
+    /// Name of the upgrade.
+    pub promotion: String,
+    /// Its resource version: another decision is another one.
+    pub resource_version: String,
+    /// Only the retry goes, and the rest stands.
+    pub retry_only: bool,
+    /// Who decided.
+    pub by: String,
+    /// Why it cannot be carried out; none where it was.
+    pub why: Option<String>,
+}
+
 /// A trial that should be running.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedTrial {
@@ -211,6 +249,8 @@ pub struct PlannedTrial {
     pub digest: Digest,
     /// The gate's entry.
     pub gate: Gate,
+    /// Before or after the switch.
+    pub moment: Moment,
     /// What it may speak to.
     pub targets: Vec<Target>,
     /// What it was granted of the upgrade, and cannot have.

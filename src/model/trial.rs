@@ -56,10 +56,13 @@ impl From<String> for Digest {
 }
 
 /// Which judgement of an upgrade a trial belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Moment {
     /// The candidate stands behind the preview Services.
+    #[default]
     BeforePromotion,
+    /// It stands behind the live Services, and the stable side still stands.
+    AfterPromotion,
 }
 
 impl Moment {
@@ -68,7 +71,14 @@ impl Moment {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BeforePromotion => "before-promotion",
+            Self::AfterPromotion => "after-promotion",
         }
+    }
+
+    /// What stands where nothing is said.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

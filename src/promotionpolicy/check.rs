@@ -2,8 +2,9 @@
 
 use kube::core::Selector;
 
+use super::PolicyObject;
 use crate::{
-    api::promotionpolicy::{Gate, PluginKind, PluginRef, PromotionPolicySpec},
+    api::promotionpolicy::{Gate, PluginKind, PluginRef},
     model::{
         duration,
         grants::Ceilings,
@@ -64,20 +65,18 @@ pub(super) enum Checked<'policy> {
 
 /// Looks at everything that needs no plugin. `installed` answers for a plugin by reference.
 pub(super) fn look<'policy>(
-    spec: &'policy PromotionPolicySpec,
+    policy: &'policy impl PolicyObject,
     ceilings: &Ceilings,
     installed: impl Fn(&PluginRef) -> Option<Plugin>,
 ) -> Checked<'policy> {
     let mut findings = Vec::new();
     let mut questions = Vec::new();
-    if let Err(error) = Selector::try_from(spec.selector.clone()) {
-        findings.push(Finding {
-            wrong: Wrong::InvalidSelector,
-            at: "spec.selector".into(),
-            message: error.to_string(),
-        });
+    for (field, selector) in policy.selectors() {
+        if let Err(error) = Selector::try_from(selector.clone()) {
+            findings.push(Finding { wrong: Wrong::InvalidSelector, at: field.into(), message: error.to_string() });
+        }
     }
-    for gate in &spec.gates {
+    for gate in &policy.rules().gates {
         let spans = [("timeout", &gate.timeout), ("retryBackoff", &gate.retry_backoff), ("deadline", &gate.deadline)];
         for (field, text) in spans.into_iter().chain(gate.recheck_interval.iter().map(|text| ("recheckInterval", text)))
         {
@@ -154,23 +153,27 @@ fn at(gate: &Gate, field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::trial::Blame;
+    use crate::{
+        api::{ClusterPromotionPolicy, PromotionPolicy},
+        model::trial::Blame,
+    };
     use serde_json::json;
 
-    fn spec(change: serde_json::Value) -> PromotionPolicySpec {
+    fn policy(change: serde_json::Value) -> PromotionPolicy {
         let mut gate = json!({"name": "smoke", "pluginRef": {"name": "http-smoke"}});
         for (field, value) in change.as_object().expect("an object") {
             gate[field] = value.clone();
         }
-        serde_json::from_value(json!({"selector": {}, "gates": [gate]})).expect("a policy")
+        let spec = json!({"selector": {}, "gates": [gate]});
+        PromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"))
     }
 
     fn ready(_: &PluginRef) -> Option<Plugin> {
         Some(Plugin::Ready(Digest::of(b"x")))
     }
 
-    fn findings(spec: &PromotionPolicySpec, installed: impl Fn(&PluginRef) -> Option<Plugin>) -> Vec<(Wrong, String)> {
-        match look(spec, &Ceilings::default(), installed) {
+    fn findings(policy: &impl PolicyObject, installed: impl Fn(&PluginRef) -> Option<Plugin>) -> Vec<(Wrong, String)> {
+        match look(policy, &Ceilings::default(), installed) {
             Checked::Looked { findings, .. } => {
                 findings.into_iter().map(|finding| (finding.wrong, finding.at)).collect()
             }
@@ -180,8 +183,8 @@ mod tests {
 
     #[test]
     fn a_good_policy_leaves_one_question_for_each_gate() {
-        let spec = spec(json!({}));
-        let Checked::Looked { findings, questions } = look(&spec, &Ceilings::default(), ready) else {
+        let policy = policy(json!({}));
+        let Checked::Looked { findings, questions } = look(&policy, &Ceilings::default(), ready) else {
             panic!("too early")
         };
         assert_eq!((findings.len(), questions.len()), (0, 1));
@@ -191,44 +194,49 @@ mod tests {
     #[test]
     fn each_duration_is_named_by_its_field() {
         for field in ["timeout", "retryBackoff", "deadline"] {
-            let spec = spec(json!({ field: "30s1m" }));
-            assert_eq!(findings(&spec, ready), [(Wrong::InvalidDuration, format!("spec.gates[smoke].{field}"))]);
+            let policy = policy(json!({ field: "30s1m" }));
+            assert_eq!(findings(&policy, ready), [(Wrong::InvalidDuration, format!("spec.gates[smoke].{field}"))]);
         }
     }
 
     #[test]
     fn an_operator_no_selector_has_is_refused() {
-        let mut spec = spec(json!({}));
-        spec.selector = serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Near"}]}))
+        let mut policy = policy(json!({}));
+        policy.spec.selector = serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Near"}]}))
             .expect("a selector");
-        assert_eq!(findings(&spec, ready), [(Wrong::InvalidSelector, "spec.selector".into())]);
+        assert_eq!(findings(&policy, ready), [(Wrong::InvalidSelector, "spec.selector".into())]);
+
+        let spec =
+            json!({"selector": {}, "namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}});
+        let cluster = ClusterPromotionPolicy::new("policy", serde_json::from_value(spec).expect("a policy"));
+        assert_eq!(findings(&cluster, ready), [(Wrong::InvalidSelector, "spec.namespaceSelector".into())]);
     }
 
     #[test]
     fn a_plugin_is_absent_or_broken_or_not_there_yet() {
-        let spec = spec(json!({}));
+        let policy = policy(json!({}));
         let at = "spec.gates[smoke].pluginRef/name".to_owned();
-        assert_eq!(findings(&spec, |_| None), [(Wrong::PluginNotFound, at.clone())]);
+        assert_eq!(findings(&policy, |_| None), [(Wrong::PluginNotFound, at.clone())]);
         let failed = |_: &PluginRef| Some(Plugin::Failed { reason: "BadGzip".into(), message: String::new() });
-        assert_eq!(findings(&spec, failed), [(Wrong::PluginNotReady, at)]);
-        assert_eq!(look(&spec, &Ceilings::default(), |_| Some(Plugin::Loading)), Checked::TooEarly);
+        assert_eq!(findings(&policy, failed), [(Wrong::PluginNotReady, at)]);
+        assert_eq!(look(&policy, &Ceilings::default(), |_| Some(Plugin::Loading)), Checked::TooEarly);
     }
 
     #[test]
     fn problems_of_settings_point_into_the_policy() {
-        let spec = spec(json!({}));
+        let policy = policy(json!({}));
         let problem = Problem { pointer: "/checks/0/path".into(), message: "must start with /".into() };
-        let found = answered(&spec.gates[0], Ok(vec![problem]));
+        let found = answered(&policy.spec.rules.gates[0], Ok(vec![problem]));
         assert_eq!(found[0].wrong, Wrong::InvalidSettings);
         assert_eq!(found[0].at, "spec.gates[smoke].settings/checks/0/path");
-        assert_eq!(answered(&spec.gates[0], Ok(vec![])), []);
+        assert_eq!(answered(&policy.spec.rules.gates[0], Ok(vec![])), []);
     }
 
     #[test]
     fn settings_that_nobody_could_judge_are_not_accepted() {
-        let spec = spec(json!({}));
+        let policy = policy(json!({}));
         let trap = Outcome::Error { blame: Blame::Trap, message: "unreachable".into(), retry: true };
-        let found = answered(&spec.gates[0], Err(trap));
+        let found = answered(&policy.spec.rules.gates[0], Err(trap));
         assert_eq!(found[0].wrong, Wrong::PluginNotReady);
         assert!(found[0].message.contains("Trap: unreachable"), "{}", found[0].message);
     }

@@ -1,4 +1,4 @@
-//! Watches PromotionPolicies, and what is installed.
+//! Watches policies of one kind, and what is installed.
 
 use std::sync::Arc;
 
@@ -9,9 +9,11 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::{Context, Error, KIND, name_of, reconcile};
+use super::{
+    PolicyObject,
+    reconcile::{Context, Error, name_of, reconcile},
+};
 use crate::{
-    api::PromotionPolicy,
     cluster::{
         Scope,
         backoff::{Backoff, jitter},
@@ -42,13 +44,15 @@ pub struct Setup {
     pub shutdown: CancellationToken,
 }
 
-/// Says of every policy whether it is accepted, until shutdown.
-pub async fn run(setup: Setup) {
+/// Says of every policy of a kind whether it is accepted, until shutdown.
+pub async fn run<K: PolicyObject>(setup: Setup) {
     let Setup { client, scope, host, installed, ceilings, metrics, ready, shutdown } = setup;
 
-    let (policies, writer) = reflector::store::<PromotionPolicy>();
-    let policy_events =
-        watcher(scope.api(&client), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    let (policies, writer) = reflector::store::<K>();
+    let policy_events = watcher(K::of_scope(&client, &scope), watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects();
 
     let controller = Controller::for_stream(policy_events, policies.clone())
         .reconcile_all_on(installed.changes().map(|_| ()))
@@ -58,7 +62,7 @@ pub async fn run(setup: Setup) {
         .run(
             |policy, context: Arc<Context>| async move {
                 let metrics = context.metrics.clone();
-                metrics.pass(KIND, reconcile(policy, context)).await
+                metrics.pass(K::KIND, reconcile(policy, context)).await
             },
             error_policy,
             Arc::new(Context { client, host, installed, ceilings, backoff: Backoff::default(), metrics }),
@@ -73,9 +77,9 @@ pub async fn run(setup: Setup) {
     tokio::join!(controller, shutdown.run_until_cancelled(readiness));
 }
 
-fn error_policy(policy: Arc<PromotionPolicy>, error: &Error, context: Arc<Context>) -> Action {
-    let (namespace, name) = name_of(&policy);
+fn error_policy<K: PolicyObject>(policy: Arc<K>, error: &Error, context: Arc<Context>) -> Action {
+    let (namespace, name) = name_of(&*policy);
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    tracing::warn!(policy = format!("{namespace}/{name}"), %error, cause, "a policy is tried again");
+    tracing::warn!(kind = K::KIND, policy = format!("{namespace}/{name}"), %error, cause, "a policy is tried again");
     Action::requeue(context.backoff.failed((namespace, name), jitter()))
 }

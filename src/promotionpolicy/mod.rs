@@ -1,7 +1,8 @@
-//! The corridor of a `PromotionPolicy`: check -> ask the plugins -> status.
+//! The corridor of a policy, a `PromotionPolicy` or a `ClusterPromotionPolicy`: check -> ask the plugins -> status.
 //!
 //! ```text
-//! controller   watches PromotionPolicies, and what is installed; backoff
+//! controller   watches policies, and what is installed; backoff
+//! object       what the two kinds have in common
 //! reconcile    the pass, on one screen
 //! check        PURE   policy + what is installed -> what is wrong, and what to ask which plugin
 //! status       PURE   findings -> PromotionPolicyStatus
@@ -11,7 +12,9 @@
 
 mod check;
 mod controller;
+mod object;
 mod reconcile;
 mod status;
 
 pub use controller::{Setup, run};
+pub use object::PolicyObject;

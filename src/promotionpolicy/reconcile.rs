@@ -1,25 +1,23 @@
-//! One pass over a `PromotionPolicy`.
+//! One pass over a policy.
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{Api, Client, ResourceExt, runtime::controller::Action};
+use kube::{Client, ResourceExt, runtime::controller::Action};
 
 use super::{
+    PolicyObject,
     check::{self, Checked},
     status,
 };
 use crate::{
-    api::{PromotionPolicy, promotionpolicy::PluginRef},
+    api::promotionpolicy::PluginRef,
     cluster::{self, backoff::Backoff},
     gate::GateHost,
     gateplugin::Installed,
     model::grants::Ceilings,
     telemetry::Metrics,
 };
-
-/// The kind, in logs and metrics.
-pub(super) const KIND: &str = "PromotionPolicy";
 
 /// A plugin that could not judge settings is asked again, in case it was short of time or memory.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
@@ -42,13 +40,13 @@ pub(super) enum Error {
 }
 
 /// check -> ask the plugins -> status.
-pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let (namespace, name) = name_of(&policy);
-    let plugins = policy.spec.gates.iter().map(|gate| gate.plugin_ref.key(&namespace));
+pub(super) async fn reconcile<K: PolicyObject>(policy: Arc<K>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let (namespace, name) = name_of(&*policy);
+    let plugins = policy.rules().gates.iter().map(|gate| gate.plugin_ref.key(&namespace));
     // Held until they have answered, whatever replaces them meanwhile.
     let (plugins, _held) = ctx.installed.lend(plugins);
     let installed = |plugin: &PluginRef| plugins.get(&plugin.key(&namespace)).cloned();
-    let Checked::Looked { mut findings, questions } = check::look(&policy.spec, &ctx.ceilings, installed) else {
+    let Checked::Looked { mut findings, questions } = check::look(&*policy, &ctx.ceilings, installed) else {
         return Ok(Action::await_change());
     };
     let mut unanswered = false;
@@ -58,15 +56,15 @@ pub(super) async fn reconcile(policy: Arc<PromotionPolicy>, ctx: Arc<Context>) -
         findings.extend(check::answered(question.gate, answer));
     }
 
-    let status = status::report(&policy, &findings, Timestamp::now());
-    let api = Api::namespaced(ctx.client.clone(), &namespace);
-    if cluster::status::publish(&api, &*policy, policy.status.as_ref(), &status).await.map_err(Error::Publish)? {
-        ctx.metrics.wrote(KIND);
+    let status = status::report(&*policy, &findings, Timestamp::now());
+    let api = policy.api(&ctx.client);
+    if cluster::status::publish(&api, &*policy, policy.status(), &status).await.map_err(Error::Publish)? {
+        ctx.metrics.wrote(K::KIND);
     }
     ctx.backoff.succeeded(&(namespace, name));
     Ok(if unanswered { Action::requeue(ASK_AGAIN) } else { Action::await_change() })
 }
 
-pub(super) fn name_of(policy: &PromotionPolicy) -> (String, String) {
+pub(super) fn name_of<K: PolicyObject>(policy: &K) -> (String, String) {
     (policy.namespace().unwrap_or_default(), policy.name_any())
 }

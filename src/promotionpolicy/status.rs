@@ -2,23 +2,22 @@
 
 use jiff::Timestamp;
 
-use super::check::Finding;
+use super::{PolicyObject, check::Finding};
 use crate::api::{
-    PromotionPolicy,
     condition::{Fact, Truth},
     promotionpolicy::{ACCEPTED, PromotionPolicyStatus},
 };
 
 /// The status of `policy`, whose observed one gives the transition time. The first finding gives the reason.
-pub(super) fn report(policy: &PromotionPolicy, findings: &[Finding], now: Timestamp) -> PromotionPolicyStatus {
-    let observed = policy.status.as_ref().map_or(&[][..], |status| &status.conditions);
+pub(super) fn report(policy: &impl PolicyObject, findings: &[Finding], now: Timestamp) -> PromotionPolicyStatus {
+    let observed = policy.status().map_or(&[][..], |status| &status.conditions);
     let fact = Fact {
         type_: ACCEPTED,
         status: Truth::from(findings.is_empty()),
         reason: findings.first().map_or("Accepted", |finding| finding.wrong.code()).to_owned(),
         message: message(findings),
     };
-    PromotionPolicyStatus { conditions: vec![fact.observed(observed, policy.metadata.generation, now)] }
+    PromotionPolicyStatus { conditions: vec![fact.observed(observed, policy.meta().generation, now)] }
 }
 
 /// One line for each finding, until it is more than anybody reads at once.
@@ -41,7 +40,7 @@ fn message(findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::check::Wrong, *};
-    use crate::api::promotionpolicy::PromotionPolicySpec;
+    use crate::api::{PromotionPolicy, promotionpolicy::PromotionPolicySpec};
 
     fn finding(wrong: Wrong, message: &str) -> Finding {
         Finding { wrong, at: "spec.gates[smoke].settings/checks/0/path".into(), message: message.into() }

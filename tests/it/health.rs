@@ -118,7 +118,7 @@ fn argo_cd_and_flux_agree_on_every_status() {
         let rows = match kind.as_str() {
             "DataPlane" => DATA_PLANE,
             "GatePlugin" | "ClusterGatePlugin" => GATE_PLUGIN,
-            "PromotionPolicy" => PROMOTION_POLICY,
+            "PromotionPolicy" | "ClusterPromotionPolicy" => PROMOTION_POLICY,
             "Promotion" => PROMOTION,
             other => panic!("no rows for {other}"),
         };

@@ -1,4 +1,7 @@
 //! WRITES. Only what differs, in an order that is safe to stop after any write.
+//!
+//! What is there is written over, or deleted, only at the version that was decided on. Whoever wrote in between, a user
+//! or the operator that took over meanwhile, is not undone by what was decided before: the write is refused.
 
 pub mod certificate;
 pub mod publish;
@@ -9,7 +12,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::{Secret, Service},
+    core::v1::Service,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -24,7 +27,11 @@ use super::build::{Object, Planned, Surplus};
 use crate::{
     api::{DataPlane, Promotion, dataplane::PROMOTE_WHEN_READY},
     cluster::writer::{Left, Writes},
-    model::{Intent, Observed, differ, names, observed::is_terminating, plan::ApprovalPlan},
+    model::{
+        Intent, Observed, differ, names,
+        observed::{Record, is_terminating},
+        plan::ApprovalPlan,
+    },
 };
 
 /// Why a pass could not write.
@@ -104,9 +111,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         planned;
     match approval {
         ApprovalPlan::Keep => {}
-        // One given since for something else would stand in the same place: only from what this pass decided on.
-        ApprovalPlan::Void(_) => writer.remove_approval(Some(&writer.intent.owner.resource_version)).await?,
-        ApprovalPlan::Consume => writer.remove_approval(None).await?,
+        ApprovalPlan::Void(_) | ApprovalPlan::Consume => writer.remove_approval().await?,
     }
     if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
         writer.promotion_status(publish::recorded(observed, name), name, Some(version), status).await?;
@@ -115,7 +120,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         let found = observed.records.iter().find(|record| record.name.as_ref() == Some(&object.name));
         match found {
             None => writer.put_on_record::<ControllerRevision>(object).await?,
-            Some(record) if object.body["revision"] != record.ordinal => writer.mark(object).await?,
+            Some(record) if object.body["revision"] != record.ordinal => writer.mark(object, record).await?,
             Some(_) => {}
         }
     }
@@ -130,7 +135,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
                 .authority
                 .issue(order)
                 .map_err(|source| Error::Certificate { name: order.name.clone(), source })?;
-            writer.make::<Secret>(&issued, found.is_some()).await?;
+            writer.make(&issued, found).await?;
         }
     }
     for object in services {
@@ -155,32 +160,29 @@ fn named<'a, K: Resource + 'a>(found: impl IntoIterator<Item = &'a Arc<K>>, name
 
 async fn prune(writer: &Writer<'_>, observed: &Observed, surplus: &Surplus) -> Result<(), Error> {
     let Surplus { deployments, secrets, services, autoscalers, budgets, records, promotions } = surplus;
-    for name in autoscalers {
-        writer.delete::<HorizontalPodAutoscaler>(name, None).await?;
+    for autoscaler in autoscalers.iter().filter_map(|name| named(&observed.autoscalers, name)) {
+        writer.remove(autoscaler).await?;
     }
-    for name in budgets {
-        writer.delete::<PodDisruptionBudget>(name, None).await?;
+    for budget in budgets.iter().filter_map(|name| named(&observed.budgets, name)) {
+        writer.remove(budget).await?;
     }
-    for name in deployments {
-        if let Some(deployment) = named(&observed.deployments, name) {
-            writer.remove(deployment).await?;
-        }
+    for deployment in deployments.iter().filter_map(|name| named(&observed.deployments, name)) {
+        writer.remove(deployment).await?;
     }
-    for name in secrets {
-        if let Some(secret) = named(&observed.secrets, name) {
-            writer.remove(secret).await?;
-        }
+    for secret in secrets.iter().filter_map(|name| named(&observed.secrets, name)) {
+        writer.remove(secret).await?;
     }
-    for name in services {
-        if let Some(service) = named(observed.all_services(), name) {
-            writer.remove(service).await?;
-        }
+    for service in services.iter().filter_map(|name| named(observed.all_services(), name)) {
+        writer.remove(service).await?;
     }
-    for name in records {
-        writer.delete::<ControllerRevision>(name, None).await?;
+    for record in
+        observed.records.iter().filter(|record| record.name.as_ref().is_some_and(|name| records.contains(name)))
+    {
+        let name = record.name.as_deref().unwrap_or_default();
+        writer.delete::<ControllerRevision>(name, None, record.version.clone()).await?;
     }
-    for name in promotions {
-        writer.delete::<Promotion>(name, None).await?;
+    for promotion in promotions.iter().filter_map(|name| named(&observed.promotions, name)) {
+        writer.remove(promotion).await?;
     }
     Ok(())
 }
@@ -211,8 +213,8 @@ impl Writer<'_> {
         match found {
             Some(found) if self.is_settled(found, object) => Ok(()),
             Some(found) => {
-                self.take_over(found).await?;
-                self.apply::<K>(&marked(object)).await
+                let version = self.take_over(found).await?;
+                self.apply::<K>(&marked(object), &version).await
             }
             None => match self.create::<K>(&marked(object)).await? {
                 None => Ok(()),
@@ -253,23 +255,27 @@ impl Writer<'_> {
             return Box::pin(self.settle_deployment(&successor, None)).await;
         }
         if object.count.is_some() && !holds(found, &marked(object)) {
-            self.hand_over_count(found).await?;
+            let found = self.hand_over_count(found).await?;
+            return self.settle(object, Some(&found)).await;
         }
         self.settle(object, Some(found)).await
     }
 
     /// Applies an object that is there, or makes it.
-    async fn make<K>(&self, object: &Object, exists: bool) -> Result<(), Error>
+    async fn make<K>(&self, object: &Object, found: Option<&K>) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + DeserializeOwned
             + Clone
             + std::fmt::Debug,
     {
-        if exists || self.create::<K>(object).await?.is_some() {
-            return self.apply::<K>(object).await;
+        match found {
+            Some(found) => self.apply::<K>(object, &version(found)).await,
+            None => match self.create::<K>(object).await? {
+                None => Ok(()),
+                Some(found) => self.apply::<K>(object, &version(&found)).await,
+            },
         }
-        Ok(())
     }
 
     /// Makes an object that is not in the cache. Whatever else has its name is not ours, unless somebody has taken away
@@ -281,8 +287,7 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        let absent = Object { only_if: Some(differ::ABSENT.into()), ..object.clone() };
-        match self.apply::<K>(&absent).await {
+        match self.apply::<K>(object, differ::ABSENT).await {
             Err(error) if error.is_conflict() => self.ours::<K>(object, error).await.map(Some),
             made => made.map(|()| None),
         }
@@ -308,8 +313,8 @@ impl Writer<'_> {
                 Ok(())
             }
             Err(error) if error.is_conflict() => {
-                self.ours::<K>(object, error).await?;
-                self.apply::<K>(object).await
+                let found = self.ours::<K>(object, error).await?;
+                self.apply::<K>(object, &version(&found)).await
             }
             Err(error) => Err(error),
         }
@@ -331,7 +336,8 @@ impl Writer<'_> {
         }
     }
 
-    async fn apply<K>(&self, object: &Object) -> Result<(), Error>
+    /// Applies an object to this version of it, and to no other.
+    async fn apply<K>(&self, object: &Object, version: &str) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + DeserializeOwned
@@ -339,9 +345,7 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         let mut body = object.body.clone();
-        if let Some(version) = &object.only_if {
-            body["metadata"]["resourceVersion"] = version.as_str().into();
-        }
+        body["metadata"]["resourceVersion"] = version.into();
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let written = self.api::<K>().patch_metadata(&object.name, &params, &Patch::Apply(&body)).await;
         let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
@@ -352,22 +356,24 @@ impl Writer<'_> {
 
     /// Gives a record its place in the order of promotions. Nothing else of a record ever changes, and all of it is a lot to
     /// send for a number.
-    async fn mark(&self, record: &Object) -> Result<(), Error> {
+    async fn mark(&self, record: &Object, found: &Record) -> Result<(), Error> {
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-        let body = json!({ "revision": record.body["revision"] });
+        let metadata = json!({ "resourceVersion": found.version });
+        let body = json!({ "metadata": metadata, "revision": record.body["revision"] });
         let written =
             self.api::<ControllerRevision>().patch_metadata(&record.name, &params, &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<ControllerRevision>("mark", &record.name, source))?);
         Ok(())
     }
 
-    /// Takes the promote annotation away. Nothing else of the object is ours.
-    async fn remove_approval(&self, only_if: Option<&str>) -> Result<(), Error> {
+    /// Takes the promote annotation away: the one this pass decided on, for one given since would stand in the same
+    /// place. Nothing else of the object is ours.
+    async fn remove_approval(&self) -> Result<(), Error> {
         let name = &self.intent.owner.name;
-        let mut body = json!({ "metadata": { "annotations": { PROMOTE_WHEN_READY: Value::Null } } });
-        if let Some(version) = only_if {
-            body["metadata"]["resourceVersion"] = version.into();
-        }
+        let version = &self.intent.owner.resource_version;
+        let body = json!({
+            "metadata": { "resourceVersion": version, "annotations": { PROMOTE_WHEN_READY: Value::Null } },
+        });
         let written = self.api::<DataPlane>().patch_metadata(name, &PatchParams::default(), &Patch::Merge(&body)).await;
         self.remember(
             &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,
@@ -375,7 +381,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Deletes an object that we hold by a finalizer.
+    /// Deletes an object, which we may hold by a finalizer.
     async fn remove<K>(&self, found: &K) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -384,13 +390,18 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         let name = found.name_any();
+        let mut version = found.resource_version();
         if found.finalizers().iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER) {
-            release(&self.api::<K>(), found).await.map_err(|source| failed::<K>("release", &name, source))?;
+            let released = release(&self.api::<K>(), found).await;
+            match released.map_err(|source| failed::<K>("release", &name, source))? {
+                Some(released) => version = released.resource_version(),
+                None => return Ok(()),
+            }
         }
-        self.delete::<K>(&name, found.uid()).await
+        self.delete::<K>(&name, found.uid(), version).await
     }
 
-    async fn delete<K>(&self, name: &str, uid: Option<String>) -> Result<(), Error>
+    async fn delete<K>(&self, name: &str, uid: Option<String>, version: Option<String>) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + DeserializeOwned
@@ -398,7 +409,7 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         let params = DeleteParams {
-            preconditions: uid.clone().map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            preconditions: Some(Preconditions { uid: uid.clone(), resource_version: version }),
             ..DeleteParams::background()
         };
         match self.api::<K>().delete(name, &params).await {
@@ -412,6 +423,11 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// The version of an object as it was found.
+fn version<K: Resource>(found: &K) -> String {
+    found.resource_version().unwrap_or_default()
 }
 
 /// What takes the place of a terminating Deployment that would have to change.
@@ -438,19 +454,19 @@ fn holds<K: Serialize>(found: &K, marked: &Object) -> bool {
     serde_json::to_value(found).is_ok_and(|found| differ::holds(&found, &marked.body))
 }
 
-/// Takes our finalizer off an object, and only ours.
+/// Takes our finalizer off an object, and only ours. Returns what is left of it, unless it has vanished.
 ///
 /// # Errors
 /// What the API says; a vanished object is no error.
-pub async fn release<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+pub async fn release<K>(api: &Api<K>, object: &K) -> Result<Option<K>, kube::Error>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
 {
     let others: Vec<_> = object.finalizers().iter().filter(|finalizer| *finalizer != names::WAIT_FOR_OWNER).collect();
     let body = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": others } });
     match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Ok(released) => Ok(Some(released)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error),
     }
 }

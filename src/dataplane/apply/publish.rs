@@ -18,10 +18,11 @@ use super::{Error, Writer, failed};
 use crate::{
     api::{DataPlane, Promotion, dataplane::DataPlaneStatus, promotion::PromotionStatus},
     dataplane::status::Note,
-    model::{Observed, Phase, Plan, names},
+    model::{Observed, Phase, Plan, names, plan::Cleared},
 };
 
-/// Publishes what this pass decided. One status write for each object at most.
+/// Publishes what this pass decided. One status write for each object at most. A decision that is void goes before
+/// anything that could honour it; one that was carried out was on record before this pass.
 ///
 /// # Errors
 /// The first write that failed. A conflict on a conditional write voids what it was about, nothing else.
@@ -31,11 +32,18 @@ pub async fn publish(
     plan: &Plan,
     status: &DataPlaneStatus,
 ) -> Result<(), Error> {
+    let cleared = match &plan.cleared {
+        Some(cleared) => Some((&cleared.promotion, writer.clear(cleared).await?)),
+        None => None,
+    };
     if let Some(promotion) = &plan.promotion {
         let recorded = recorded(observed, &promotion.name);
         if recorded != Some(&promotion.status) {
-            let only_if = promotion.resource_version.as_deref();
-            writer.promotion_status(recorded, &promotion.name, only_if, &promotion.status).await?;
+            // One that this pass has made or cleared is written to as that left it.
+            let cleared = cleared.filter(|(name, _)| **name == promotion.name).map(|(_, version)| version);
+            let made = || writer.writes.version(&writer.intent.owner.uid, &("Promotion", promotion.name.clone()));
+            let only_if = cleared.or_else(|| promotion.resource_version.clone()).or_else(made);
+            writer.promotion_status(recorded, &promotion.name, only_if.as_deref(), &promotion.status).await?;
         }
     }
     if observed.status.as_ref() != Some(status) {
@@ -61,7 +69,7 @@ pub async fn trouble(
     plan: &Plan,
     status: &DataPlaneStatus,
 ) -> Result<(), Error> {
-    let moving = plan.phase == Phase::Switching && !plan.arms;
+    let moving = matches!(plan.phase, Phase::Switching | Phase::Verifying) && !plan.arms;
     let plan = Plan { promotion: plan.promotion.clone().filter(|_| moving), arms: false, ..plan.clone() };
     publish(writer, observed, &plan, status).await
 }
@@ -123,6 +131,18 @@ fn replacing(before: &Value, mut after: Value) -> Value {
 }
 
 impl Writer<'_> {
+    /// Takes a decision off its upgrade, if it is still the one; returns the version that is left.
+    async fn clear(&self, cleared: &Cleared) -> Result<String, Error> {
+        let Cleared { promotion, resource_version, retry_only, .. } = cleared;
+        let decision = if *retry_only { json!({ "retry": null }) } else { Value::Null };
+        let body = json!({ "metadata": { "resourceVersion": resource_version }, "spec": { "decision": decision } });
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let written = self.api::<Promotion>().patch(promotion, &params, &Patch::Merge(&body)).await;
+        let written = written.map_err(|source| failed::<Promotion>("take a decision off", promotion, source))?;
+        self.remember(&written);
+        Ok(written.resource_version().unwrap_or_default())
+    }
+
     /// By merge: nobody else writes it, and an apply costs the API several times as much.
     pub(super) async fn promotion_status(
         &self,

@@ -16,45 +16,51 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Error, Writer, failed};
+use super::{Error, Writer, failed, version};
 use crate::model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER};
 
 impl Writer<'_> {
-    /// Takes over what Kong's operator holds of an object that we have never applied.
-    pub(super) async fn take_over<K>(&self, found: &K) -> Result<(), Error>
+    /// Takes over what Kong's operator holds of an object that we have never applied. Returns the version that the object
+    /// has then.
+    pub(super) async fn take_over<K>(&self, found: &K) -> Result<String, Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
     {
+        let seen = version(found);
         if found.annotations().contains_key(APPLIED) {
-            return Ok(());
+            return Ok(seen);
         }
         let (api, name) = (self.api::<K>(), &found.name_any());
         // The caches leave these fields out: nothing else asks for them.
         let fresh = api.get(name).await.map_err(|source| failed::<K>("read", name, source))?;
-        let Some(fields) = migrated(fresh.managed_fields()) else { return Ok(()) };
+        let Some(fields) = migrated(fresh.managed_fields()) else { return Ok(seen) };
         let patch = json!([
             { "op": "replace", "path": "/metadata/managedFields", "value": fields },
-            { "op": "replace", "path": "/metadata/resourceVersion", "value": fresh.resource_version() },
+            { "op": "replace", "path": "/metadata/resourceVersion", "value": seen },
         ]);
         let refused = |source| failed::<K>("take over the fields of", name, source);
         let patch = serde_json::from_value(patch).map_err(|error| refused(kube::Error::SerdeError(error)))?;
         let written = api.patch(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
-        self.remember(&written.map_err(refused)?);
-        Ok(())
+        let written = written.map_err(refused)?;
+        self.remember(&written);
+        Ok(version(&written))
     }
 
-    /// Has the count of a Deployment held by somebody else before our next apply leaves it out.
-    pub(super) async fn hand_over_count(&self, found: &Deployment) -> Result<(), Error> {
+    /// Has the count of a Deployment held by somebody else before our next apply leaves it out. Returns what the
+    /// Deployment is then.
+    pub(super) async fn hand_over_count(&self, found: &Deployment) -> Result<Deployment, Error> {
         let name = found.name_any();
         let body = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": { "name": name, "resourceVersion": version(found) },
             "spec": { "replicas": found.spec.as_ref().and_then(|spec| spec.replicas) },
         });
         // Without force: where the autoscaler has chosen another count meanwhile, this is refused and asked again.
         let written =
             self.api::<Deployment>().patch(&name, &PatchParams::apply(COUNT_MANAGER), &Patch::Apply(&body)).await;
-        self.remember(&written.map_err(|source| failed::<Deployment>("hand over the count of", &name, source))?);
-        Ok(())
+        let written = written.map_err(|source| failed::<Deployment>("hand over the count of", &name, source))?;
+        self.remember(&written);
+        Ok(written)
     }
 }
 

@@ -50,8 +50,6 @@ pub struct Object {
     pub name: String,
     /// All fields that are ours, as server-side apply takes them.
     pub body: Value,
-    /// Only to this resource version: the write is part of a commit.
-    pub only_if: Option<String>,
     /// How many Pods a Deployment has when it is made, where an autoscaler chooses afterwards.
     pub count: Option<i32>,
 }
@@ -60,7 +58,7 @@ impl Object {
     /// An object that is written whenever it differs.
     #[must_use]
     pub fn new(name: String, body: Value) -> Self {
-        Self { name, body, only_if: None, count: None }
+        Self { name, body, count: None }
     }
 }
 

@@ -43,10 +43,8 @@ fn render(intent: &Intent, observed: &Observed, role: Role, state: State, traffi
         metadata["annotations"] = annotations(&intent.ingress.annotations, state);
     }
     let found = observed.services.get(&(state, role)).filter(|found| found.name_any() == name);
-    let mut only_if = None;
     if let Some(promotion) = &traffic.promotion {
         metadata["annotations"][names::PROMOTION] = promotion.as_str().into();
-        only_if = found.and_then(|service| service.resource_version());
     } else if let Some(mark) = found.and_then(|service| service.annotations().get(names::PROMOTION)) {
         // Who moved it last stays on record.
         metadata["annotations"][names::PROMOTION] = mark.as_str().into();
@@ -61,8 +59,7 @@ fn render(intent: &Intent, observed: &Observed, role: Role, state: State, traffi
             "ports": [{ "name": "admin", "protocol": "TCP", "port": 8444, "targetPort": 8444 }],
         }),
     };
-    let body = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec });
-    Object { only_if, ..Object::new(name, body) }
+    Object::new(name, json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec }))
 }
 
 fn ingress(intent: &Intent, state: State, traffic: &Traffic) -> Value {

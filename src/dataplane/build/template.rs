@@ -146,6 +146,7 @@ mod tests {
         assert_ne!(theirs, of(&Observed::default(), &wish()), "this version renders it differently");
         let record = Record {
             name: Some("record".into()),
+            version: Some("1".into()),
             revision: wish().revision(),
             wish: wish(),
             template: Some(theirs.clone()),

@@ -3,12 +3,13 @@
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::{Container, Pod, PodSpec, Secret, Service},
+    core::v1::{Container, Namespace, Pod, PodSpec, Secret, Service},
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
     runtime::{
         reflector::{ObjectRef, Store, store::WriterDropped},
         watcher,
@@ -16,7 +17,7 @@ use kube::{
 };
 
 use crate::{
-    api::{DataPlane, Promotion, PromotionPolicy},
+    api::{ClusterPromotionPolicy, DataPlane, Promotion, PromotionPolicy},
     cluster::{
         Scope,
         cache::{self, Owned},
@@ -32,6 +33,8 @@ pub struct Caches {
     pub dataplanes: Store<DataPlane>,
     /// Policies.
     pub policies: Store<PromotionPolicy>,
+    /// What belongs to no namespace; none for an operator that works in chosen ones.
+    pub cluster: Option<OfCluster>,
     /// Upgrades.
     pub promotions: Owned<Promotion>,
     /// Wishes.
@@ -52,6 +55,14 @@ pub struct Caches {
     pub slices: Owned<EndpointSlice>,
 }
 
+/// What of the cluster concerns DataPlanes.
+pub struct OfCluster {
+    /// Policies.
+    pub policies: Store<ClusterPromotionPolicy>,
+    /// Namespaces, by whose labels those policies choose.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+}
+
 /// Whose reconcile a change asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Concerns {
@@ -59,6 +70,8 @@ pub enum Concerns {
     One(ObjectRef<DataPlane>),
     /// All of a namespace.
     Namespace(String),
+    /// All there are.
+    Everyone,
 }
 
 impl Caches {
@@ -78,6 +91,20 @@ impl Caches {
                 everything(),
                 each(changed.clone(), |object: &PromotionPolicy| object.namespace().map(Concerns::Namespace)),
             ),
+            cluster: (*scope == Scope::Cluster).then(|| OfCluster {
+                policies: cache::keep(
+                    Api::all(client.clone()),
+                    everything(),
+                    each(changed.clone(), |_: &ClusterPromotionPolicy| Some(Concerns::Everyone)),
+                ),
+                namespaces: cache::keep(
+                    Api::all(client.clone()),
+                    everything(),
+                    each(changed.clone(), |object: &PartialObjectMeta<Namespace>| {
+                        object.metadata.name.clone().map(Concerns::Namespace)
+                    }),
+                ),
+            }),
             promotions: of(scope.api(client), everything(), &changed),
             records: of(scope.api(client), managed.clone(), &changed),
             deployments: of(scope.api(client), managed.clone(), &changed),
@@ -98,6 +125,7 @@ impl Caches {
         let Self {
             dataplanes,
             policies,
+            cluster,
             promotions,
             records,
             deployments,
@@ -110,6 +138,10 @@ impl Caches {
         } = self;
         dataplanes.wait_until_ready().await?;
         policies.wait_until_ready().await?;
+        if let Some(OfCluster { policies, namespaces }) = cluster {
+            policies.wait_until_ready().await?;
+            namespaces.wait_until_ready().await?;
+        }
         promotions.store().wait_until_ready().await?;
         records.store().wait_until_ready().await?;
         deployments.store().wait_until_ready().await?;

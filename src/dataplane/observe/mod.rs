@@ -7,7 +7,7 @@ pub mod confirm;
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::ResourceExt;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::Deserialize as _;
 
 use self::caches::Caches;
@@ -15,11 +15,25 @@ use crate::{
     api::DataPlane,
     cluster::{cache::Owned, packed::Kept},
     model::{
-        Observed,
+        Observed, Policies,
         names::{self, Role, State},
         observed::{Record, RecordData, is_terminating},
+        policies::OfCluster,
     },
 };
+
+/// The policies that may concern the DataPlanes of a namespace.
+#[must_use]
+pub fn policies(caches: &Caches, namespace: &str) -> Policies {
+    let cluster = caches.cluster.as_ref().map(|cluster| OfCluster {
+        policies: cluster.policies.state(),
+        labels: cluster
+            .namespaces
+            .get(&ObjectRef::new(namespace))
+            .map(|namespace| namespace.metadata.labels.clone().unwrap_or_default()),
+    });
+    Policies { own: caches.policies.state_filter(|policy| policy.namespace().as_deref() == Some(namespace)), cluster }
+}
 
 /// What was found for `dataplane`. Trials, connections and plugins are facts of the process: the caller adds them.
 #[must_use]
@@ -134,6 +148,7 @@ fn record(revision: &Arc<k8s_openapi::api::apps::v1::ControllerRevision>) -> Opt
     let RecordData { wish, template } = RecordData::deserialize(&revision.data.as_ref()?.0).ok()?;
     Some(Record {
         name: Some(revision.name_any()),
+        version: revision.resource_version(),
         revision: revision.annotations().get(names::REVISION)?.as_str().into(),
         wish,
         template,

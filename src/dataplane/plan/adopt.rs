@@ -47,7 +47,7 @@ fn record(intent: &Intent, observed: &Observed, live: &Deployment) -> Option<Rec
     // What is live by Kong's word is what the spec says. Otherwise only what runs is known, and that is kept.
     let wish =
         wanted.cloned().unwrap_or_else(|| Wish { pod_template: template.clone(), ports: ports(intent, observed) });
-    Some(Record { name: None, revision: wish.revision(), wish, template: Some(template), ordinal: 1 })
+    Some(Record { name: None, version: None, revision: wish.revision(), wish, template: Some(template), ordinal: 1 })
 }
 
 /// Kong's operator says that what runs is what the spec of this generation asks for.

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::targets;
 use crate::{
-    api::promotion::{JudgedPod, Promotion, Verdict},
+    api::promotion::{Decided, Decision, JudgedPod, Promotion, Verdict},
     model::{
         Intent, Observed, Revision, Selector, Strategy, certificate,
         names::{self, Role, State},
@@ -29,14 +29,18 @@ pub struct Facts {
     pub governed: bool,
     /// At least one gate has to pass.
     pub gated: bool,
+    /// A policy lets nothing be promoted.
+    pub paused: bool,
     /// The record of the upgrade to what is wanted.
     pub upgrade: Upgrade,
     /// The new Pods.
     pub candidate: Candidate,
-    /// What the gates said.
+    /// What the gates of this moment said: once traffic moves, those that judge behind the live Services.
     pub gates: Judgement,
     /// The staged revision may be promoted.
     pub approved: bool,
+    /// Somebody wants traffic back, and the side it left still stands.
+    pub stopped: bool,
     /// How far traffic has moved.
     pub traffic: Traffic,
 }
@@ -59,8 +63,8 @@ pub enum Upgrade {
     Absent,
     /// Under way.
     Open,
-    /// The newest record says that traffic had to be moved back from this revision.
-    Failed,
+    /// The newest record says that it was given up or moved back, or it is being given up.
+    Rejected,
 }
 
 /// The new Pods.
@@ -134,17 +138,43 @@ pub(super) fn wanted(intent: &Intent, observed: &Observed) -> Wanted {
 
 /// The record of the upgrade to what is wanted. A refused wish leaves the one that is under way alone.
 pub(super) fn upgrade(wanted: Option<&Revision>, observed: &Observed) -> Upgrade {
-    let newest = observed.promotions.last().map(AsRef::as_ref);
     let about_wanted = |promotion: &Promotion| wanted.is_none_or(|wanted| promotion.spec.revision == wanted.as_str());
-    match (observed.open(), newest) {
-        (Some(open), _) if about_wanted(open) => Upgrade::Open,
-        (None, Some(newest))
-            if wanted.is_some() && about_wanted(newest) && verdict(newest) == Some(Verdict::Failed) =>
-        {
-            Upgrade::Failed
+    match (observed.open(), observed.promotions.last().map(AsRef::as_ref)) {
+        (Some(open), _) if about_wanted(open) => {
+            if stops(open) {
+                Upgrade::Rejected
+            } else {
+                Upgrade::Open
+            }
+        }
+        (None, Some(newest)) if wanted.is_some() && about_wanted(newest) && rejected(newest) => {
+            if retry(newest).is_some() { Upgrade::Open } else { Upgrade::Rejected }
         }
         _ => Upgrade::Absent,
     }
+}
+
+/// Somebody has decided that an upgrade is to be given up or moved back.
+pub(super) fn stops(promotion: &Promotion) -> bool {
+    promotion.spec.decision.as_ref().is_some_and(Decision::stops)
+}
+
+/// An upgrade was given up or moved back, and nothing else was wanted since.
+pub(super) fn rejected(promotion: &Promotion) -> bool {
+    let lifted = promotion.status.as_ref().is_some_and(|status| status.lifted_at.is_some());
+    verdict(promotion).is_some_and(Verdict::rejects) && !lifted
+}
+
+/// What somebody decided about an upgrade is on record as carried out.
+pub(super) fn taken(promotion: &Promotion) -> Option<&Decided> {
+    let last = promotion.status.as_ref()?.decided.last()?;
+    (promotion.metadata.generation == Some(last.generation)).then_some(last)
+}
+
+/// A decision to judge once more that is still to be carried out.
+pub(super) fn retry(promotion: &Promotion) -> Option<&Decision> {
+    let decision = promotion.spec.decision.as_ref()?;
+    (!decision.retry.is_empty() && !decision.stops() && taken(promotion).is_none()).then_some(decision)
 }
 
 /// A Deployment all of whose Pods, at least `least`, are ready at `revision`. Its status has to be about its spec, and
@@ -320,7 +350,7 @@ pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
     let (from, to) = (Selector::from(commit.from.as_str()), Selector::from(commit.to.as_str()));
     let at = [Role::Ingress, Role::Admin].map(|role| observed.selects(State::Live, role));
     let all = |side: &Selector| at.iter().all(|selector| selector.as_ref() == Some(side));
-    if commit.back {
+    if commit.back.is_some() {
         return if all(&from) { Traffic::Returned } else { Traffic::Returning };
     }
     if all(&to) {

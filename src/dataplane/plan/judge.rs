@@ -34,6 +34,12 @@ pub struct Judged {
     pub running: Vec<Running>,
     /// When to look again.
     pub again: Option<Timestamp>,
+    /// Every gate has its outcome, those that are not obeyed included, and none refuses.
+    pub complete: bool,
+    /// When the last of the gates that are asked has to have answered.
+    pub ends: Option<Timestamp>,
+    /// A gate that cannot be asked yet: its plugin is still being loaded.
+    pub loading: Option<String>,
     /// What a person should read first.
     pub message: String,
 }
@@ -73,6 +79,9 @@ pub fn judge(gates: &[Gate], recorded: &[GateEvidence], rechecks: &[GateEvidence
         judgement: Judgement::Passed,
         running: Vec::new(),
         again: None,
+        complete: false,
+        ends: None,
+        loading: None,
         message: String::new(),
     };
     for gate in gates {
@@ -99,6 +108,8 @@ pub fn judge(gates: &[Gate], recorded: &[GateEvidence], rechecks: &[GateEvidence
         entry.waived = waives(gate, entry.outcome);
         judged.note(gate, entry, bench);
     }
+    judged.complete =
+        judged.judgement == Judgement::Passed && judged.evidence.iter().all(|entry| is_final(entry.outcome));
     if judged.message.is_empty() && judged.judgement == Judgement::Undecided {
         let decided = judged.evidence.iter().filter(|entry| entry.outcome == GateOutcome::Pass).count();
         judged.message = format!("{decided} of {} gates passed", gates.len());
@@ -107,10 +118,24 @@ pub fn judge(gates: &[Gate], recorded: &[GateEvidence], rechecks: &[GateEvidence
 }
 
 impl Judged {
+    /// Once traffic has moved: what was said before stands beside it. Gates that are only recorded are waited for, too,
+    /// for they have no other time. `settled` where the replaced side is let go, and nobody is asked any more.
+    pub fn stand_in(&mut self, recorded: &[GateEvidence], settled: bool) {
+        let said = std::mem::take(&mut self.evidence);
+        let now = |entry: &GateEvidence| said.iter().find(|said| said.name == entry.name).unwrap_or(entry).clone();
+        self.evidence = recorded.iter().map(now).collect();
+        if settled {
+            self.judgement = Judgement::Passed;
+        } else if self.judgement == Judgement::Passed && !self.complete {
+            self.judgement = Judgement::Undecided;
+        }
+    }
+
     /// Has an attempt run, if it is on record already, and looks again when there is something to see.
     fn run(&mut self, gate: &Gate, entry: &GateEvidence, prior: Option<&GateEvidence>, bench: Bench<'_>) {
         if !is_final(entry.outcome) {
             self.look_at(entry.not_before.as_ref().map(|at| at.0));
+            self.look_at(lost_at(gate, entry).filter(|_| entry.outcome == GateOutcome::Running));
         }
         if let (GateOutcome::Running, true, Some(promotion)) = (entry.outcome, bench.may_run, bench.promotion)
             && prior == Some(entry)
@@ -130,6 +155,13 @@ impl Judged {
         self.judgement = worse(self.judgement, said);
         if matches!(said, Judgement::Failed | Judgement::Held) && (self.message.is_empty() || said == self.judgement) {
             self.message = sentence(&entry);
+        }
+        if said == Judgement::Undecided {
+            self.ends = self.ends.max(ends(gate, &entry));
+            if entry.outcome == GateOutcome::Pending && bench.may_run {
+                let (kind, name) = (gate.plugin.kind(), &gate.plugin.name);
+                self.loading = Some(format!("gate {} cannot be asked yet: {kind} {name} is being loaded", gate.name));
+            }
         }
         if entry.outcome == GateOutcome::Pass {
             self.look_at(entry.valid_until.as_ref().map(|at| at.0));
@@ -184,6 +216,16 @@ fn is_final(outcome: GateOutcome) -> bool {
     }
 }
 
+/// When the time for all trials of a gate is over.
+fn ends(gate: &Gate, entry: &GateEvidence) -> Option<Timestamp> {
+    entry.since.as_ref().map(|since| after(since.0, gate.deadline))
+}
+
+/// When an attempt of which nothing is heard is given up. The host has ended it by then, if there is one.
+fn lost_at(gate: &Gate, entry: &GateEvidence) -> Option<Timestamp> {
+    ends(gate, entry).map(|ends| after(ends, gate.timeout))
+}
+
 /// When a gate that passed judges again.
 fn due(gate: &Gate, entry: &GateEvidence) -> Option<Timestamp> {
     Some(after(entry.finished_at.as_ref()?.0, gate.recheck_interval?))
@@ -228,9 +270,10 @@ fn key(promotion: &str, entry: &GateEvidence) -> TrialKey {
 }
 
 /// A gate that has not been asked.
-fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
+pub(super) fn pending(gate: &Gate, bench: Bench<'_>) -> GateEvidence {
     GateEvidence {
         name: gate.name.clone(),
+        when: gate.when,
         plugin: gate.plugin.short(),
         entry_hash: gate.hash.clone(),
         attempt: 0,
@@ -329,7 +372,12 @@ fn advance(gate: &Gate, prior: &GateEvidence, bench: Bench<'_>) -> GateEvidence 
         GateOutcome::Running if prior.host != observed.host => conclude(gate, prior, &interrupted(), now),
         GateOutcome::Running => {
             let report = promotion.and_then(|promotion| observed.trials.get(&key(promotion, prior)));
-            report.map_or_else(|| prior.clone(), |report| conclude(gate, prior, report, now))
+            let lost = lost_at(gate, prior).is_some_and(|at| at <= now);
+            match report {
+                Some(report) => conclude(gate, prior, report, now),
+                None if lost => conclude(gate, prior, &silent(), now),
+                None => prior.clone(),
+            }
         }
         GateOutcome::Waiting | GateOutcome::Retrying => {
             if prior.not_before.as_ref().is_some_and(|at| at.0 > now) {
@@ -351,6 +399,15 @@ fn interrupted() -> Report {
         blame: Blame::Interrupted,
         message: "the operator was restarted while the gate ran".into(),
         retry: true,
+    })
+}
+
+/// An attempt that nobody ever heard of again.
+fn silent() -> Report {
+    Report::of(Outcome::Error {
+        blame: Blame::Host,
+        message: "nothing was heard of the trial when the gate's deadline was over".into(),
+        retry: false,
     })
 }
 
@@ -379,7 +436,7 @@ fn conclude(gate: &Gate, prior: &GateEvidence, report: &Report, now: Timestamp) 
         entry.reason = Some(reason.to_owned());
         entry.message = Some(message.to_owned());
     };
-    let ends = prior.since.as_ref().map_or(Timestamp::MAX, |since| after(since.0, gate.deadline));
+    let ends = ends(gate, prior).unwrap_or(Timestamp::MAX);
     let (mut later, mut left, mut valid_until) = (None, None, None);
     match &report.outcome {
         Outcome::Pass(reason) => {
@@ -420,6 +477,9 @@ mod tests {
     fn gate(max_attempts: i32) -> Gate {
         Gate {
             name: "policy/smoke".into(),
+            policy: "policy".into(),
+            when: Default::default(),
+            entry: Default::default(),
             plugin: PluginKey::of_namespace("ns", "http-smoke"),
             settings: serde_json::json!({}),
             grants: Default::default(),

@@ -3,8 +3,11 @@
 pub mod adopt;
 pub mod facts;
 pub mod judge;
+mod people;
 pub mod phase;
 mod targets;
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time};
@@ -15,12 +18,15 @@ use self::{
     judge::{Bench, Judged, Running},
 };
 use crate::{
-    api::promotion::{Approval, Commit, Promotion, PromotionStatus, Verdict},
+    api::promotion::{Back, Commit, GateEvidence, Promotion, PromotionStatus, Verdict, Verifies},
     model::{
-        Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
+        Gate, Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
         names::{self, State},
-        observed::{Connection, Record, is_terminating, side_of},
-        plan::{ApprovalPlan, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic},
+        observed::{Connection, Record, is_terminating, side_of, verdict},
+        plan::{
+            ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
+        },
+        trial::Moment,
     },
 };
 
@@ -40,11 +46,11 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         preview: scene.preview_traffic(phase),
         records: scene.records(phase),
         approval: scene.approval(phase),
+        cleared: scene.cleared(),
         trials: scene.trials(phase),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
-        confirms: (phase == Phase::Switching && scene.facts.traffic == Moved::Armed)
-            || (phase == Phase::InPlace && scene.facts.wanted == Wanted::New),
+        confirms: scene.confirms(phase),
         again: scene.again(promotion.as_ref()),
         founds: phase == Phase::Founding && scene.records(phase).iter().any(|record| record.ordinal > 0),
         promotion,
@@ -60,7 +66,11 @@ struct Scene<'a> {
     judged: Judged,
     /// The upgrade under way, if it is about what is wanted.
     upgrade: Option<&'a Promotion>,
-    /// The upgrade under way, if something else is wanted since.
+    /// What is on record of it.
+    recorded: Option<PromotionStatus>,
+    /// What somebody has judge once more.
+    retry: Option<people::Retry<'a>>,
+    /// The upgrade under way, if it ends: something else is wanted since, or it is given up.
     stale: Option<&'a Promotion>,
     /// The selector that takes traffic unless it is being moved.
     stable: Selector,
@@ -83,10 +93,13 @@ impl<'a> Scene<'a> {
         // While traffic moves, the upgrade is the one that moves it, whatever is wanted since.
         let current =
             moving || (state == Upgrade::Open && wanted != Wanted::Live && intent.strategy == Strategy::BlueGreen);
-        let (upgrade, stale) = if current { (open, None) } else { (None, open) };
+        let taken_up = || observed.promotions.last().map(AsRef::as_ref).filter(|_| state == Upgrade::Open);
+        let (upgrade, stale) = if current { (open.or_else(taken_up), None) } else { (None, open) };
+        let recorded = upgrade.map(people::standing);
+        let retry = people::retry(upgrade, &intent.rules.gates).filter(|_| !moving);
 
         let stable = facts::live_selector(intent, observed);
-        let candidate = match upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref()) {
+        let candidate = match recorded.as_ref().and_then(|recorded| recorded.commit.as_ref()) {
             Some(commit) => Selector::from(commit.to.as_str()),
             None => adopt::candidate(observed, &stable, &intent.owner.uid),
         };
@@ -107,44 +120,77 @@ impl<'a> Scene<'a> {
             facts::candidate(observed, &candidate, revision, least, connection.as_ref())
         });
         let judged_pods = facts::pods(observed, &candidate);
-        let recorded = upgrade.and_then(|open| open.status.as_ref());
         // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now.
-        let stands = recorded.is_none_or(|status| status.pods.iter().all(|pod| judged_pods.contains(pod)));
-        let standing = recorded.filter(|_| stands || ready == Candidate::NotReady);
-        let (evidence, rechecks) =
-            standing.map_or((&[][..], &[][..]), |status| (&status.gates[..], &status.rechecks[..]));
-        let may_run = ready == Candidate::Answers && upgrade.is_some() && !moving;
+        let stands = recorded.iter().flat_map(|status| &status.pods).all(|pod| judged_pods.contains(pod));
+        let standing = recorded.as_ref().filter(|_| moving || stands || ready == Candidate::NotReady);
+        let once_more = |entry: &&GateEvidence| retry.as_ref().is_some_and(|retry| retry.gates.contains(&entry.name));
+        let of = |entries: fn(&PromotionStatus) -> &Vec<GateEvidence>| -> Vec<GateEvidence> {
+            standing.into_iter().flat_map(entries).filter(|entry| !once_more(entry)).cloned().collect()
+        };
+        let (evidence, rechecks) = (of(|status| &status.gates), of(|status| &status.rechecks));
+        let may_run = if moving {
+            traffic == Moved::Moved && !facts::marked(observed)
+        } else {
+            ready == Candidate::Answers && upgrade.is_some()
+        };
         let uid = upgrade.and_then(ResourceExt::uid);
         let bench = Bench { promotion: uid.as_deref(), observed, may_run, now };
-        let judged = judge::judge(&intent.rules.gates, evidence, rechecks, bench);
+        let verifies =
+            recorded.iter().filter_map(|recorded| recorded.commit.as_ref()).flat_map(|commit| &commit.verifies);
+        let pinned =
+            |Verifies { policy, gate }: &Verifies| Gate::of(policy, gate, &intent.owner.namespace, &intent.ceilings);
+        let asks = |moment| intent.rules.gates.iter().filter(move |gate| gate.when == moment).cloned();
+        // From the first switched Service on it is those that the commit knew.
+        let gates: Vec<_> =
+            if moving { verifies.map(pinned).collect() } else { asks(Moment::BeforePromotion).collect() };
+        let mut judged = judge::judge(&gates, &evidence, &rechecks, bench);
+        if moving {
+            judged.stand_in(recorded.as_ref().map_or(&[][..], |recorded| &recorded.gates[..]), facts::marked(observed));
+        } else {
+            // On record from the start, as the others are.
+            judged.evidence.extend(asks(Moment::AfterPromotion).map(|gate| judge::pending(&gate, bench)));
+        }
 
         let facts = Facts {
             strategy: intent.strategy,
             founded: observed.promoted().is_some(),
             wanted,
-            governed: intent.rules.governed,
+            governed: intent.rules.govern(),
             gated: !intent.rules.gates.is_empty(),
+            paused: intent.rules.paused.is_some(),
             upgrade: state,
             candidate: ready,
             gates: judged.judgement,
             approved: false,
+            stopped: false,
             traffic,
         };
-        let mut scene =
-            Self { intent, observed, now, facts, judged, upgrade, stale, stable, candidate, staged, judged_pods };
+        let mut scene = Self {
+            intent,
+            observed,
+            now,
+            facts,
+            judged,
+            upgrade,
+            recorded,
+            retry,
+            stale,
+            stable,
+            candidate,
+            staged,
+            judged_pods,
+        };
         scene.facts.approved = scene.approved();
+        scene.facts.stopped = scene.stopped();
         scene
     }
 
     /// Whether the staged revision may be promoted. Without a policy the annotation approves whatever is staged, as
-    /// with Kong; with one, only the revision it was first seen with.
+    /// with Kong; everything else counts once it is on record, for the revision it was first seen with.
     fn approved(&self) -> bool {
-        let approved = self.intent.approved && !self.voided();
-        if self.intent.rules.governed {
-            approved && self.upgrade.and_then(|open| open.status.as_ref()?.approval.as_ref()).is_some()
-        } else {
-            approved && self.upgrade.is_some()
-        }
+        let (Some(recorded), Some(_)) = (&self.recorded, self.assent()) else { return false };
+        let as_with_kong = !self.intent.rules.govern() && self.approves().is_none();
+        (as_with_kong || recorded.approval.is_some()) && !self.voided()
     }
 
     /// An approval that was given for something else: another revision, or the same one with gates that are gone.
@@ -153,24 +199,63 @@ impl<'a> Scene<'a> {
     }
 
     fn void_reason(&self) -> Option<String> {
-        if !self.intent.approved {
+        if self.moving() || (!self.intent.approved && self.approves().is_none()) {
             return None;
         }
-        if let Some(stale) = self.stale
-            // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
-            && (self.intent.rules.governed || self.facts.wanted == Wanted::Live)
-            && stale.status.as_ref().is_some_and(|status| status.approval.is_some())
-        {
-            return Some(format!("it was given for revision {}, which is no longer wanted", stale.spec.revision));
+        if let Some(stale) = self.stale {
+            let given = stale.status.as_ref().is_some_and(|status| status.approval.is_some());
+            let about = format!("it was given for revision {}", stale.spec.revision);
+            return match self.given_up(stale) {
+                Some((_, why)) => Some(format!("{about}, which was {why}")),
+                // Without a policy it approves whatever is staged next, as with Kong; going back ends that too.
+                None if given && (self.intent.rules.govern() || self.facts.wanted == Wanted::Live) => {
+                    Some(format!("{about}, which is no longer wanted"))
+                }
+                None => None,
+            };
         }
-        let recorded = self.upgrade.and_then(|open| open.status.as_ref())?;
-        if !matches!(self.facts.traffic, Moved::Stable | Moved::Armed) {
-            return None;
+        if self.facts.upgrade == Upgrade::Rejected && self.facts.wanted == Wanted::New && self.intent.rules.govern() {
+            return Some(
+                "the revision was given up or moved back: spec.decision.retry of its Promotion takes it up again"
+                    .into(),
+            );
         }
-        let names: Vec<_> = self.intent.rules.gates.iter().map(|gate| gate.name.as_str()).collect();
-        let gone: Vec<_> =
-            recorded.gates.iter().map(|entry| entry.name.as_str()).filter(|name| !names.contains(name)).collect();
-        (!gone.is_empty()).then(|| format!("it was given while {} still judged", gone.join(", ")))
+        let recorded = self.recorded.as_ref()?;
+        let rules = &self.intent.rules;
+        let judges = |entry: &&GateEvidence| rules.gates.iter().any(|gate| gate.name == entry.name);
+        let gates: Vec<_> =
+            recorded.gates.iter().filter(|entry| !judges(entry)).map(|entry| entry.name.as_str()).collect();
+        if !gates.is_empty() {
+            return Some(format!("it was given while {} still judged", gates.join(", ")));
+        }
+        let policies: Vec<_> =
+            recorded.policies.iter().filter(|name| !rules.policies.contains(name)).map(String::as_str).collect();
+        (!policies.is_empty()).then(|| format!("it was given while {} still ruled", policies.join(", ")))
+    }
+
+    fn confirms(&self, phase: Phase) -> Option<Confirms> {
+        match (phase, self.facts.traffic) {
+            (Phase::Switching, Moved::Armed) => Some(Confirms::Policies),
+            (Phase::InPlace, _) if self.facts.wanted == Wanted::New => Some(Confirms::Everything),
+            _ => None,
+        }
+    }
+
+    /// Traffic has begun to move: from here on, changed policies wait for the next upgrade.
+    fn moving(&self) -> bool {
+        !matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
+    }
+
+    /// How long a phase may wait for machines.
+    fn patience(&self) -> Duration {
+        let committed = self.commit().filter(|_| self.moving());
+        committed.map_or(self.intent.rules.progress_deadline, |commit| seconds(commit.progress_deadline_seconds))
+    }
+
+    /// How long the replaced side lives on.
+    fn delay(&self) -> Duration {
+        let committed = self.commit().filter(|_| self.moving());
+        committed.map_or(self.intent.rules.scale_down_delay, |commit| seconds(commit.scale_down_delay_seconds))
     }
 
     fn approval(&self, phase: Phase) -> ApprovalPlan {
@@ -191,8 +276,17 @@ impl<'a> Scene<'a> {
         self.observed.promoted().map(|record| record.wish.clone()).or_else(|| self.intent.wanted.clone().ok())
     }
 
+    /// What the stable side runs: what is live by record, unless the candidate has that place already.
+    fn stable_wish(&self) -> Option<Wish> {
+        if facts::marked(self.observed) {
+            self.standing_record().map(|record| record.wish.clone())
+        } else {
+            self.live_wish()
+        }
+    }
+
     fn commit(&self) -> Option<&Commit> {
-        self.upgrade.and_then(|open| open.status.as_ref()?.commit.as_ref())
+        self.recorded.as_ref()?.commit.as_ref()
     }
 
     fn sides(&self, phase: Phase) -> Vec<Side> {
@@ -225,12 +319,16 @@ impl<'a> Scene<'a> {
                 side(&self.stable, wish, Some(State::Live), count);
             }
             Phase::Ungated => side(&self.stable, self.live_wish(), Some(State::Live), count),
-            Phase::Settled | Phase::Failed => {
+            Phase::Settled | Phase::Rejected => {
                 side(&self.stable, self.live_wish(), Some(State::Live), count);
-                side(&self.candidate, self.live_wish(), Some(State::Preview), none);
+                let (wish, replicas) = match self.lingering() {
+                    Some((wish, _)) => (Some(wish.clone()), facts::asked(self.observed, &self.candidate)),
+                    None => (self.live_wish(), None),
+                };
+                side(&self.candidate, wish, Some(State::Preview), replicas.map_or(none, Replicas::Exactly));
             }
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
-                side(&self.stable, self.live_wish(), Some(State::Live), count);
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
+                side(&self.stable, self.stable_wish(), Some(State::Live), count);
                 side(&self.candidate, staged(), Some(State::Preview), candidates);
             }
             Phase::Draining => {
@@ -263,10 +361,9 @@ impl<'a> Scene<'a> {
         };
         let mark = || self.upgrade.map(ResourceExt::name_any);
         match (phase, self.facts.traffic) {
-            (Phase::Draining, _) | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => {
-                at(&self.candidate, staged(), mark())
-            }
-            (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.live_wish(), mark()),
+            (Phase::Verifying | Phase::Draining, _)
+            | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => at(&self.candidate, staged(), mark()),
+            (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Founding | Phase::InPlace, _) => {
                 at(&self.stable, self.intent.wanted.clone().ok().or_else(|| self.live_wish()), None)
             }
@@ -278,11 +375,11 @@ impl<'a> Scene<'a> {
         let (selector, wish) = match phase {
             Phase::InPlace | Phase::Ungated => return None,
             Phase::Founding if self.intent.strategy == Strategy::InPlace => return None,
-            Phase::Founding | Phase::Settled | Phase::Failed => (self.candidate.clone(), self.live_wish()),
+            Phase::Founding | Phase::Settled | Phase::Rejected => (self.candidate.clone(), self.live_wish()),
             Phase::Draining => {
                 (self.candidate.next(&self.intent.owner.uid), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
                 (self.candidate.clone(), self.staged.as_ref().map(|(wish, _)| wish.clone()))
             }
         };
@@ -306,16 +403,19 @@ impl<'a> Scene<'a> {
             }
             Phase::InPlace if self.facts.wanted == Wanted::New => Some(record(wish, next)),
             Phase::Draining if !facts::marked(self.observed) => Some(record(wish, next)),
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching => {
+            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Verifying => {
                 Some(record(wish, known(wish)))
             }
-            Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Failed => None,
+            Phase::InPlace | Phase::Draining | Phase::Ungated | Phase::Settled | Phase::Rejected => None,
         }));
+        // What traffic goes back to is live again by record before it does.
+        let returns = self.facts.traffic == Moved::Returning && facts::marked(self.observed);
+        records.extend(self.stable_wish().filter(|_| returns).map(|wish| record(&wish, next)));
         records
     }
 
     fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
-        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting) {
+        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Verifying) {
             return Vec::new();
         }
         let running = self.judged.running.iter();
@@ -328,6 +428,7 @@ impl<'a> Scene<'a> {
                     key: key.clone(),
                     digest: digest.clone(),
                     gate: gate.clone(),
+                    moment: gate.when,
                     targets,
                     absent,
                     state: state.clone(),
@@ -367,11 +468,12 @@ impl<'a> Scene<'a> {
                 };
                 if self.overdue() { (Reason::DeadlineExceeded, message) } else { (Reason::Progressing, message) }
             }
-            Phase::Judging => match self.facts.candidate {
-                Candidate::Silent => {
+            Phase::Judging => match (self.facts.candidate, &self.judged.loading) {
+                (Candidate::Silent, _) => {
                     let reason = if self.overdue() { Reason::DeadlineExceeded } else { Reason::PreviewUnreachable };
                     (reason, self.silence())
                 }
+                (_, Some(loading)) if self.overdue() => (Reason::DeadlineExceeded, loading.clone()),
                 _ => (Reason::RunningGates, self.judged.message.clone()),
             },
             Phase::Refused => {
@@ -379,15 +481,42 @@ impl<'a> Scene<'a> {
                     Judgement::Failed => Reason::GatesFailed,
                     _ => Reason::GatesHeld,
                 };
-                (reason, self.judged.message.clone())
+                let name = self.upgrade.map(ResourceExt::name_any).unwrap_or_default();
+                let what = format!("change spec, policy or plugin, or set spec.decision.retry of Promotion {name}");
+                (reason, format!("{}; {what}", self.judged.message))
             }
-            Phase::Waiting => plain(Reason::AwaitingPromotion),
-            Phase::Switching => plain(Reason::PromotionInProgress),
+            Phase::Waiting => match &self.intent.rules.paused {
+                Some(policy) => (Reason::AwaitingPromotion, format!("policy {policy} is paused: nothing is promoted")),
+                None => plain(Reason::AwaitingPromotion),
+            },
+            Phase::Switching => {
+                let back = self.commit().and_then(|commit| commit.back.as_ref());
+                (Reason::PromotionInProgress, back.map(|back| back.message.clone()).unwrap_or_default())
+            }
+            Phase::Verifying => (Reason::VerifyingPromotion, self.judged.message.clone()),
             Phase::Draining => plain(Reason::PromotionDone),
-            Phase::Failed => {
-                (Reason::PromotionFailed, "traffic did not reach the new Pods in time and was moved back".into())
-            }
+            Phase::Rejected => self.rejection(),
         }
+    }
+
+    /// Why the revision is not tried again by itself, and what would.
+    fn rejection(&self) -> (Reason, String) {
+        let newest = self.observed.promotions.last();
+        let (verdict, why, name) = match (self.stale.and_then(|stale| self.given_up(stale)), newest) {
+            (Some((verdict, why)), _) => (verdict, why, self.stale.map(ResourceExt::name_any)),
+            (None, Some(newest)) => {
+                let said = newest.status.as_ref().and_then(|status| status.message.clone());
+                (verdict(newest).unwrap_or(Verdict::Failed), said.unwrap_or_default(), Some(newest.name_any()))
+            }
+            (None, None) => (Verdict::Failed, String::new(), None),
+        };
+        let reason = match verdict {
+            Verdict::Aborted => Reason::Aborted,
+            Verdict::RolledBack => Reason::RolledBack,
+            Verdict::Failed | Verdict::Promoted | Verdict::Superseded | Verdict::Reverted => Reason::PromotionFailed,
+        };
+        let name = name.unwrap_or_default();
+        (reason, format!("{why}; change the spec, or set spec.decision.retry of Promotion {name}"))
     }
 
     fn silence(&self) -> String {
@@ -400,57 +529,62 @@ impl<'a> Scene<'a> {
 
     /// A phase that waits for machines has waited long enough.
     fn overdue(&self) -> bool {
-        let status = self.upgrade.and_then(|open| open.status.as_ref());
-        let since = match self.commit() {
-            Some(commit) => commit.at.as_ref(),
-            None => status.and_then(|status| status.progressing_since.as_ref()),
-        };
-        facts::overdue(since.map(|since| since.0), self.intent.rules.progress_deadline, self.now)
+        let since = self.recorded.as_ref().and_then(waiting_since);
+        facts::overdue(since.map(|since| since.0), self.patience(), self.now)
     }
 
     /// The replaced side has lived on long enough, counted from when all traffic had moved. It is not waited for while
     /// the new Pods are broken, unless something else is wanted by now: then waiting would keep the cure away.
     fn drained(&self) -> bool {
-        let Some(status) = self.upgrade.and_then(|open| open.status.as_ref()) else { return false };
-        let rules = &self.intent.rules;
+        let Some(status) = &self.recorded else { return false };
         let since = |time: Option<&Time>, limit| facts::overdue(time.map(|time| time.0), limit, self.now);
         let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
         if facts::converged(self.intent, self.observed, &self.candidate) {
-            since(status.switched_at.as_ref(), rules.scale_down_delay)
+            since(status.switched_at.as_ref(), self.delay())
         } else {
-            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, rules.progress_deadline)
+            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, self.patience())
         }
     }
 
     fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
         let closes = self.stale.map(|stale| {
-            let verdict = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
-            let status =
-                PromotionStatus { verdict: Some(verdict), commit: None, ..stale.status.clone().unwrap_or_default() };
+            let other = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
+            let (verdict, why) = self.given_up(stale).unwrap_or((other, String::new()));
+            let before = stale.status.clone().unwrap_or_default();
+            let decided = self.decided(stale, &before.decided);
+            let status = PromotionStatus { verdict: Some(verdict), commit: None, deadline: None, decided, ..before };
             (
                 stale.name_any(),
                 stale.resource_version().unwrap_or_default(),
-                with_phase(status, &format!("{verdict:?}"), String::new()),
+                with_phase(status, &format!("{verdict:?}"), why),
             )
         });
         let owner = &self.intent.owner;
         let under_way = matches!(
             phase,
-            Phase::Staging | Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Switching | Phase::Draining
+            Phase::Staging
+                | Phase::Judging
+                | Phase::Refused
+                | Phase::Waiting
+                | Phase::Switching
+                | Phase::Verifying
+                | Phase::Draining
         );
         let staged = self.staged.as_ref().filter(|_| under_way);
         let Some((_, revision)) = staged else {
-            let (name, version, status) = closes?;
-            let stale = self.stale?;
-            return Some(PlannedPromotion {
-                name,
+            let known = |promotion: &Promotion, status| PlannedPromotion {
+                name: promotion.name_any(),
                 opens: false,
-                revision: stale.spec.revision.as_str().into(),
-                generation: stale.spec.generation,
-                resource_version: Some(version),
+                revision: promotion.spec.revision.as_str().into(),
+                generation: promotion.spec.generation,
+                resource_version: promotion.resource_version(),
                 status,
                 closes: None,
-            });
+            };
+            return match (closes, self.stale) {
+                (Some((.., status)), Some(stale)) => Some(known(stale, status)),
+                _ => self.lifted(phase).map(|(rejected, status)| known(rejected, status)),
+            };
         };
         Some(PlannedPromotion {
             name: self
@@ -465,17 +599,30 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// A rejection ends where something else is wanted: wanted again, the revision is tried again.
+    fn lifted(&self, phase: Phase) -> Option<(&'a Promotion, PromotionStatus)> {
+        let newest = self.observed.promotions.last().filter(|newest| facts::rejected(newest))?;
+        let ends = phase == Phase::Settled && self.facts.wanted == Wanted::Live;
+        let status = PromotionStatus { lifted_at: Some(Time(self.now)), ..newest.status.clone()? };
+        ends.then_some((newest.as_ref(), status))
+    }
+
     fn promotion_status(&self, phase: Phase) -> PromotionStatus {
-        let before = self.upgrade.and_then(|open| open.status.clone()).unwrap_or_default();
-        // Each wait has its own clock: it stops where no machine is waited for.
-        let waits = matches!(phase, Phase::Staging | Phase::Judging);
-        let moving = matches!(phase, Phase::Switching | Phase::Draining) && !self.arming();
-        let voided = self.voided();
-        let approval = match (self.intent.approved && !voided, before.approval.clone()) {
+        let before = self.recorded.clone().unwrap_or_default();
+        // Each wait has its own clock: it stops where no machine is waited for. Traffic that had arrived and left again is
+        // waited for anew.
+        let arrived = before.switched_at.is_some();
+        let waits = match phase {
+            Phase::Staging | Phase::Judging => true,
+            Phase::Switching => arrived && self.facts.traffic == Moved::Moving,
+            _ => false,
+        };
+        let moving = self.moving();
+        let approval = match (self.assent().filter(|_| !self.voided()), &before.approval) {
             _ if moving => before.approval.clone(),
-            (true, Some(approval)) => Some(approval),
-            (true, None) => Some(Approval { by: "annotation".into(), at: Some(Time(self.now)) }),
-            (false, _) => None,
+            // When it was first seen.
+            (Some(now), Some(known)) if now.by == known.by && now.reason == known.reason => Some(known.clone()),
+            (now, _) => now,
         };
         // What everybody's preview goes through is in its phase; a write that says no more would be one too many.
         let message = match phase {
@@ -484,25 +631,56 @@ impl<'a> Scene<'a> {
         };
         let status = PromotionStatus {
             progressing_since: if waits { before.progressing_since.clone().or(Some(Time(self.now))) } else { None },
-            gates: if moving { before.gates.clone() } else { self.judged.evidence.clone() },
+            policies: if moving { before.policies.clone() } else { self.intent.rules.policies.clone() },
+            gates: self.judged.evidence.clone(),
             rechecks: if moving { Vec::new() } else { self.judged.rechecks.clone() },
             pods: if moving || self.facts.candidate == Candidate::NotReady {
                 before.pods.clone()
             } else {
                 self.pods(&before)
             },
+            history: self.history(&before),
+            decided: self.upgrade.map(|open| self.decided(open, &before.decided)).unwrap_or_default(),
             approval,
             commit: self.next_commit(phase),
-            // Where traffic left the new Pods again the replaced side lives on, counted anew.
-            switched_at: (phase == Phase::Draining && facts::converged(self.intent, self.observed, &self.candidate))
-                .then(|| before.switched_at.clone().unwrap_or(Time(self.now))),
+            switched_at: match phase {
+                // Where traffic left the new Pods again the replaced side lives on, counted anew.
+                Phase::Draining if !facts::converged(self.intent, self.observed, &self.candidate) => None,
+                Phase::Draining | Phase::Verifying => before.switched_at.clone().or(Some(Time(self.now))),
+                Phase::Switching => before.switched_at.clone(),
+                _ => None,
+            },
             verdict: self.verdict(phase),
             ..before
         };
         let name = status.verdict.map_or_else(|| format!("{phase:?}"), |verdict| format!("{verdict:?}"));
         let mut status = with_phase(status, &name, message);
         status.summary = summary(&status, self.intent.rules.gates.len());
+        status.deadline = self.deadline(phase, &status).filter(|_| status.verdict.is_none()).map(Time);
         status
+    }
+
+    /// When what the phase waits for has to be there, or what it keeps goes.
+    fn deadline(&self, phase: Phase, status: &PromotionStatus) -> Option<Timestamp> {
+        let after = |since: Option<&Time>, limit| since.map(|since| facts::after(since.0, limit));
+        match phase {
+            Phase::Staging => after(status.progressing_since.as_ref(), self.patience()),
+            // A gate may take longer than machines may.
+            Phase::Judging => self.judged.ends.or(after(status.progressing_since.as_ref(), self.patience())),
+            Phase::Switching => {
+                let forward = status.commit.as_ref().is_some_and(|commit| commit.back.is_none());
+                after(waiting_since(status).filter(|_| forward), self.patience())
+            }
+            Phase::Verifying => self.judged.ends,
+            Phase::Draining => after(status.switched_at.as_ref(), self.delay()),
+            Phase::Founding
+            | Phase::InPlace
+            | Phase::Ungated
+            | Phase::Settled
+            | Phase::Refused
+            | Phase::Waiting
+            | Phase::Rejected => None,
+        }
     }
 
     /// The Pods evidence is about: those that were there when judging began.
@@ -511,32 +689,67 @@ impl<'a> Scene<'a> {
         if stand { before.pods.clone() } else { self.judged_pods.clone() }
     }
 
-    /// The commit is made or still only on record: no Service has been switched.
-    fn arming(&self) -> bool {
-        matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
-    }
-
     fn next_commit(&self, phase: Phase) -> Option<Commit> {
         match (phase, self.commit()) {
             (Phase::Switching, None) => Some(Commit {
                 at: Some(Time(self.now)),
                 from: self.stable.as_str().to_owned(),
                 to: self.candidate.as_str().to_owned(),
-                approved_by: "annotation".into(),
-                back: false,
+                approved_by: self.assent().map(|approval| approval.by).unwrap_or_default(),
+                back: None,
+                verifies: self.verifies(),
+                scale_down_delay_seconds: whole_seconds(self.intent.rules.scale_down_delay),
+                progress_deadline_seconds: whole_seconds(self.intent.rules.progress_deadline),
             }),
             // Late before anything was switched: nobody looked, and nobody was late.
-            (Phase::Switching, Some(commit)) if self.arming() && self.overdue() => {
+            (Phase::Switching, Some(commit)) if !self.moving() && self.overdue() => {
                 Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
             }
             (Phase::Switching, Some(commit)) => {
-                let late = self.facts.traffic == Moved::Moving && self.overdue();
-                Some(Commit { back: commit.back || late, ..commit.clone() })
+                let back = commit.back.clone().or_else(|| self.back()).or_else(|| self.unverified());
+                let back = back.or_else(|| self.late()).map(|back| Back {
+                    returned_at: (self.facts.traffic == Moved::Returned).then_some(Time(self.now)),
+                    ..back
+                });
+                Some(Commit { back, ..commit.clone() })
             }
-            (Phase::Draining, commit) => commit.cloned(),
+            (Phase::Verifying | Phase::Draining, commit) => commit.cloned(),
             // Whatever broke before the first Service was switched voids it; the approval stands.
             _ => None,
         }
+    }
+
+    /// The gates that are to judge once traffic has moved.
+    fn verifies(&self) -> Vec<Verifies> {
+        let after = self.intent.rules.gates.iter().filter(|gate| gate.when == Moment::AfterPromotion);
+        after.map(|gate| Verifies { policy: gate.policy.clone(), gate: gate.entry.clone() }).collect()
+    }
+
+    /// Behind the live Services, whatever is not a pass moves traffic back.
+    fn unverified(&self) -> Option<Back> {
+        let refused =
+            self.facts.traffic == Moved::Moved && matches!(self.facts.gates, Judgement::Failed | Judgement::Held);
+        refused.then(|| Back { verdict: Verdict::RolledBack, message: self.judged.message.clone(), returned_at: None })
+    }
+
+    fn late(&self) -> Option<Back> {
+        let late = self.facts.traffic == Moved::Moving && self.overdue();
+        late.then(|| Back {
+            verdict: Verdict::Failed,
+            message: "traffic did not reach the new Pods in time and was moved back".into(),
+            returned_at: None,
+        })
+    }
+
+    /// What traffic was moved back from lives on like a replaced side, for whoever still speaks to it: its wish, and until
+    /// when.
+    fn lingering(&self) -> Option<(&'a Wish, Timestamp)> {
+        let newest = self.observed.promotions.last()?;
+        let commit = newest.status.as_ref()?.commit.as_ref()?;
+        let returned = commit.back.as_ref()?.returned_at.as_ref()?;
+        let until = facts::after(returned.0, seconds(commit.scale_down_delay_seconds));
+        let wish = &self.observed.record(&newest.spec.revision)?.wish;
+        (until > self.now && commit.to == self.candidate.as_str()).then_some((wish, until))
     }
 
     fn verdict(&self, phase: Phase) -> Option<Verdict> {
@@ -544,25 +757,41 @@ impl<'a> Scene<'a> {
             (Phase::Draining, _) if self.drained() && self.observed.deployment(&self.stable).is_none() => {
                 Some(Verdict::Promoted)
             }
-            (Phase::Switching, Moved::Returned) => Some(Verdict::Failed),
+            (Phase::Switching, Moved::Returned) => {
+                let back = self.commit().and_then(|commit| commit.back.as_ref());
+                Some(back.map_or(Verdict::Failed, |back| back.verdict))
+            }
             _ => None,
         }
     }
 
     fn again(&self, promotion: Option<&PlannedPromotion>) -> Option<Timestamp> {
-        let rules = &self.intent.rules;
         let status = promotion.map(|promotion| &promotion.status);
         let due =
             |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit)).filter(|at| *at > self.now);
-        let committed = status.and_then(|status| status.commit.as_ref()?.at.as_ref());
-        let since = committed.or(status.and_then(|status| status.progressing_since.as_ref()));
-        let waiting = due(since.map(|at| at.0), rules.progress_deadline);
-        let draining =
-            due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), rules.scale_down_delay);
+        let waiting = due(status.and_then(waiting_since).map(|at| at.0), self.patience());
+        let draining = due(status.and_then(|status| status.switched_at.as_ref()).map(|at| at.0), self.delay());
         // An evidence's time that is over waits for the candidate, and the candidate wakes us.
         let judging = self.judged.again.filter(|at| *at > self.now);
-        [waiting, draining, judging].into_iter().flatten().min()
+        let lingering = self.lingering().map(|(_, until)| until);
+        [waiting, draining, judging, lingering].into_iter().flatten().min()
     }
+}
+
+/// Since when machines are waited for. Traffic that had arrived and left again is waited for anew.
+fn waiting_since(status: &PromotionStatus) -> Option<&Time> {
+    match &status.commit {
+        Some(commit) if status.switched_at.is_none() => commit.at.as_ref(),
+        _ => status.progressing_since.as_ref(),
+    }
+}
+
+fn seconds(count: i32) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or_default())
+}
+
+fn whole_seconds(span: Duration) -> i32 {
+    i32::try_from(span.as_secs()).unwrap_or(i32::MAX)
 }
 
 fn with_phase(status: PromotionStatus, phase: &str, message: String) -> PromotionStatus {
@@ -617,11 +846,7 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::promotion::{GateEvidence, GateOutcome},
-        dataplane::fixtures,
-        model::names::Role,
-    };
+    use crate::{api::promotion::GateOutcome, dataplane::fixtures, model::names::Role};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use serde_json::{Value, json};
     use std::sync::Arc;
@@ -643,6 +868,7 @@ mod tests {
         Observed {
             records: vec![Record {
                 name: Some("record".into()),
+                version: Some("1".into()),
                 revision: wish.revision(),
                 wish,
                 template: None,
@@ -710,12 +936,14 @@ mod tests {
                 data_plane: "dp".into(),
                 revision: opened.revision.to_string(),
                 generation: 1,
+                decision: None,
             },
         );
         promotion.status = Some(PromotionStatus { gates: vec![waiting], ..opened.status });
         observed.promotions.push(Arc::new(promotion));
         observed.records.push(Record {
             name: Some("staged".into()),
+            version: Some("1".into()),
             revision: opened.revision,
             wish: intent.wanted.clone().expect("a wish"),
             template: None,
@@ -735,6 +963,7 @@ mod tests {
             data_plane: "dp".into(),
             revision: opened.revision.to_string(),
             generation: 1,
+            decision: None,
         };
         observed.promotions.push(Arc::new(Promotion::new(&opened.name, spec)));
         let plan = decide(&intent, &observed, now());

@@ -7,7 +7,12 @@ use crate::model::{Phase, Strategy};
 #[must_use]
 pub fn of(facts: &Facts) -> Phase {
     match facts.traffic {
-        Traffic::Moved => Phase::Draining,
+        Traffic::Moved => match (facts.stopped, facts.gates) {
+            // It begins its way back with the next pass, when that is on record.
+            (true, _) | (false, Judgement::Failed | Judgement::Held) => Phase::Switching,
+            (false, Judgement::Undecided) => Phase::Verifying,
+            (false, Judgement::Passed) => Phase::Draining,
+        },
         Traffic::Moving | Traffic::Returning | Traffic::Returned => Phase::Switching,
         // Until the first Service is switched everything is asked once more: whatever broke voids the commit.
         Traffic::Armed | Traffic::Stable => at_rest_or_staged(facts),
@@ -17,11 +22,11 @@ pub fn of(facts: &Facts) -> Phase {
 fn at_rest_or_staged(facts: &Facts) -> Phase {
     match (facts.founded, facts.strategy, facts.wanted, facts.upgrade) {
         (false, ..) => Phase::Founding,
-        (true, Strategy::InPlace, Wanted::New, _) if facts.gated => Phase::Ungated,
+        (true, Strategy::InPlace, Wanted::New, _) if facts.gated || facts.paused => Phase::Ungated,
         (true, Strategy::InPlace, ..) => Phase::InPlace,
         (true, Strategy::BlueGreen, Wanted::Live, _) => Phase::Settled,
-        (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Absent | Upgrade::Failed) => Phase::Settled,
-        (true, Strategy::BlueGreen, Wanted::New, Upgrade::Failed) => Phase::Failed,
+        (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Absent | Upgrade::Rejected) => Phase::Settled,
+        (true, Strategy::BlueGreen, Wanted::New, Upgrade::Rejected) => Phase::Rejected,
         (true, Strategy::BlueGreen, Wanted::New, Upgrade::Absent | Upgrade::Open)
         | (true, Strategy::BlueGreen, Wanted::Refused, Upgrade::Open) => staged(facts),
     }
@@ -35,7 +40,7 @@ fn staged(facts: &Facts) -> Phase {
         // Evidence stands while a fresh operator asks the Service again, but nothing moves on a guess.
         (Candidate::Unknown, true, Judgement::Passed) => Phase::Waiting,
         (Candidate::Answers, true, Judgement::Passed) | (_, false, _) => {
-            if facts.approved {
+            if facts.approved && !facts.paused {
                 Phase::Switching
             } else {
                 Phase::Waiting
@@ -54,10 +59,12 @@ mod tests {
         wanted: Wanted::Live,
         governed: true,
         gated: true,
+        paused: false,
         upgrade: Upgrade::Absent,
         candidate: Candidate::NotReady,
         gates: Judgement::Undecided,
         approved: false,
+        stopped: false,
         traffic: Traffic::Stable,
     };
     const STAGED: Facts = Facts { wanted: Wanted::New, upgrade: Upgrade::Open, ..SETTLED };
@@ -98,6 +105,11 @@ mod tests {
             ("no policy, ready, nobody approved", Phase::Waiting, Facts { candidate: Candidate::Unknown, ..FREE }),
             ("no policy, not ready", Phase::Staging, FREE),
             ("no policy, ready and approved", Phase::Switching, Facts { candidate: Candidate::Unknown, approved: true, ..FREE }),
+            ("approved while a policy is paused", Phase::Waiting, Facts { approved: true, paused: true, ..JUDGED }),
+            ("gates are asked while a policy is paused", Phase::Judging, Facts { gates: Judgement::Undecided, paused: true, ..JUDGED }),
+            ("armed, and then paused", Phase::Waiting, Facts { approved: true, paused: true, traffic: Traffic::Armed, ..JUDGED }),
+            ("paused when a Service has switched: only forward", Phase::Switching, Facts { paused: true, traffic: Traffic::Moving, ..JUDGED }),
+            ("paused while the old side drains", Phase::Draining, Facts { paused: true, traffic: Traffic::Moved, ..JUDGED }),
             ("reverted while a person is awaited", Phase::Settled, Facts { wanted: Wanted::Live, ..JUDGED }),
             ("all gates passed and approved", Phase::Switching, Facts { approved: true, ..JUDGED }),
             ("armed, everything still holds", Phase::Switching, Facts { approved: true, traffic: Traffic::Armed, ..JUDGED }),
@@ -108,14 +120,28 @@ mod tests {
             ("switched, traffic not yet there", Phase::Switching, Facts { traffic: Traffic::Moving, ..JUDGED }),
             ("too late: back to stable", Phase::Switching, Facts { traffic: Traffic::Returning, ..JUDGED }),
             ("back at stable", Phase::Switching, Facts { traffic: Traffic::Returned, ..JUDGED }),
-            ("the revision had to be moved back", Phase::Failed, Facts { upgrade: Upgrade::Failed, wanted: Wanted::New, ..SETTLED }),
-            ("a failed revision is not what is wanted any more", Phase::Settled, Facts { upgrade: Upgrade::Failed, ..SETTLED }),
+            ("the revision had to be moved back", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, wanted: Wanted::New, ..SETTLED }),
+            ("given up before it was ready", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, ..STAGED }),
+            ("given up though it passed and was approved", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, ..JUDGED }),
+            ("given up when armed", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, traffic: Traffic::Armed, ..JUDGED }),
+            ("given up behind a refused wish", Phase::Settled, Facts { upgrade: Upgrade::Rejected, wanted: Wanted::Refused, ..JUDGED }),
+            ("a rejection outranks evidence and approval", Phase::Rejected, Facts { upgrade: Upgrade::Rejected, approved: true, gates: Judgement::Passed, ..JUDGED }),
+            ("a rejected revision is taken up again", Phase::Staging, Facts { upgrade: Upgrade::Open, ..STAGED }),
+            ("somebody wants it back while traffic moves", Phase::Switching, Facts { stopped: true, traffic: Traffic::Moving, ..JUDGED }),
+            ("somebody wants it back while the old side drains", Phase::Switching, Facts { stopped: true, traffic: Traffic::Moved, ..JUDGED }),
+            ("a failed revision is not what is wanted any more", Phase::Settled, Facts { upgrade: Upgrade::Rejected, ..SETTLED }),
             ("another revision after a failed one", Phase::Staging, Facts { wanted: Wanted::New, ..SETTLED }),
             ("traffic has moved", Phase::Draining, Facts { traffic: Traffic::Moved, ..JUDGED }),
+            ("traffic has moved, and gates judge behind the live Services", Phase::Verifying, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, ..JUDGED }),
+            ("a later edit waits for the verdict", Phase::Verifying, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, wanted: Wanted::New, upgrade: Upgrade::Absent, ..JUDGED }),
+            ("a gate said no behind the live Services: back", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Failed, ..JUDGED }),
+            ("a gate could not say behind the live Services: back", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Held, ..JUDGED }),
+            ("somebody wants it back while gates judge", Phase::Switching, Facts { traffic: Traffic::Moved, gates: Judgement::Undecided, stopped: true, ..JUDGED }),
             ("a later edit waits for the drain", Phase::Draining, Facts { traffic: Traffic::Moved, wanted: Wanted::New, upgrade: Upgrade::Absent, ..JUDGED }),
             ("drained", Phase::Settled, SETTLED),
             ("no strategy, no policy: in place", Phase::InPlace, Facts { strategy: Strategy::InPlace, ..FREE }),
             ("strategy removed while a gated revision is pending", Phase::Ungated, Facts { strategy: Strategy::InPlace, ..JUDGED }),
+            ("strategy removed while a policy without gates is paused", Phase::Ungated, Facts { strategy: Strategy::InPlace, gated: false, paused: true, ..JUDGED }),
             ("strategy removed at rest", Phase::InPlace, Facts { strategy: Strategy::InPlace, ..SETTLED }),
         ];
         for (row, phase, facts) in rows {
@@ -128,9 +154,32 @@ mod tests {
     fn nothing_begins_to_move_unless_ready_passed_and_approved() {
         combinations::each(|facts| {
             if of(&facts) == Phase::Switching && matches!(facts.traffic, Traffic::Stable | Traffic::Armed) {
-                assert!(facts.approved && facts.candidate != Candidate::NotReady, "{facts:?}");
+                assert!(facts.approved && !facts.paused && facts.candidate != Candidate::NotReady, "{facts:?}");
                 assert!(
                     !facts.governed || (facts.gates == Judgement::Passed && facts.candidate == Candidate::Answers),
+                    "{facts:?}"
+                );
+            }
+        });
+    }
+
+    /// No path leads from a rejection to a switch.
+    #[test]
+    fn what_was_rejected_does_not_begin_to_move() {
+        combinations::each(|facts| {
+            if facts.upgrade == Upgrade::Rejected && matches!(facts.traffic, Traffic::Stable | Traffic::Armed) {
+                assert_ne!(of(&facts), Phase::Switching, "{facts:?}");
+            }
+        });
+    }
+
+    /// The replaced side is let go only when every gate has passed, and nobody wants it back.
+    #[test]
+    fn nothing_is_final_unless_it_passed_behind_the_live_services() {
+        combinations::each(|facts| {
+            if of(&facts) == Phase::Draining {
+                assert!(
+                    facts.traffic == Traffic::Moved && facts.gates == Judgement::Passed && !facts.stopped,
                     "{facts:?}"
                 );
             }
@@ -145,7 +194,7 @@ mod tests {
             let bools = [false, true];
             for strategy in [Strategy::InPlace, Strategy::BlueGreen] {
                 for wanted in [Wanted::Live, Wanted::New, Wanted::Refused] {
-                    for upgrade in [Upgrade::Absent, Upgrade::Open, Upgrade::Failed] {
+                    for upgrade in [Upgrade::Absent, Upgrade::Open, Upgrade::Rejected] {
                         for candidate in
                             [Candidate::NotReady, Candidate::Unknown, Candidate::Silent, Candidate::Answers]
                         {
@@ -158,7 +207,7 @@ mod tests {
                                     Traffic::Returned,
                                     Traffic::Moved,
                                 ] {
-                                    for bits in 0..16_usize {
+                                    for bits in 0..64_usize {
                                         let bit = |n: usize| bools[(bits >> n) & 1];
                                         check(Facts {
                                             strategy,
@@ -166,10 +215,12 @@ mod tests {
                                             wanted,
                                             governed: bit(1),
                                             gated: bit(2),
+                                            paused: bit(4),
                                             upgrade,
                                             candidate,
                                             gates,
                                             approved: bit(3),
+                                            stopped: bit(5),
                                             traffic,
                                         });
                                     }

@@ -33,8 +33,8 @@ pub(super) fn of(
     granted: Option<&[Port]>,
 ) -> (Vec<Target>, Vec<Absent>) {
     let sides = |side| match side {
-        Side::Candidate => Behind { intent, observed, side, state: State::Preview, selector: candidate },
-        Side::Stable => Behind { intent, observed, side, state: State::Live, selector: stable },
+        Side::Candidate => Behind { intent, observed, side, selector: candidate },
+        Side::Stable => Behind { intent, observed, side, selector: stable },
     };
     let Some(ports) = granted else { return (sides(Side::Candidate).proxy(), Vec::new()) };
     let (mut targets, mut absent) = (Vec::new(), Vec::new());
@@ -56,7 +56,6 @@ struct Behind<'pass> {
     intent: &'pass Intent,
     observed: &'pass Observed,
     side: Side,
-    state: State,
     selector: &'pass Selector,
 }
 
@@ -86,7 +85,7 @@ impl Behind<'_> {
 
     fn target(&self, called: &str, port: &str, number: u16, methods: &[Method]) -> Result<Target, String> {
         let endpoints: Vec<_> = self.pods().filter_map(|pod| endpoint(pod, number)).collect();
-        let service = self.service().ok_or("the Service of this side leads elsewhere")?;
+        let service = self.service().or(self.live()).ok_or("there is no Service of this side")?;
         // Where no Service leads there, the first Pod stands for all.
         let first = endpoints.first().map(|endpoint| endpoint.address);
         Ok(Target {
@@ -108,14 +107,23 @@ impl Behind<'_> {
             |port: &&ServicePort| container_port(pod, &wanted(port)).is_some_and(|(_, behind)| behind == number);
         let port = self.service_ports().find(leads_there)?;
         let own: BTreeSet<_> = self.pods().filter_map(|pod| pod.uid().map(Taker::Pod)).collect();
-        let taking = facts::taking_traffic(self.observed, self.state, Role::Ingress)?;
+        let taking = facts::taking_traffic(self.observed, self.leading()?, Role::Ingress)?;
         taking.is_subset(&own).then_some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
     }
 
-    /// While traffic moves, a Service may select the other side.
+    /// The state whose Services lead here: once traffic has moved, the live ones lead to the candidate, and none to the side
+    /// it left.
+    fn leading(&self) -> Option<State> {
+        let leads_here = |state| self.observed.selects(state, Role::Ingress).as_ref() == Some(self.selector);
+        [State::Live, State::Preview].into_iter().find(|state| leads_here(*state))
+    }
+
     fn service(&self) -> Option<&Service> {
-        let leads_here = self.observed.selects(self.state, Role::Ingress).as_ref() == Some(self.selector);
-        self.observed.services.get(&(self.state, Role::Ingress)).filter(|_| leads_here).map(AsRef::as_ref)
+        self.observed.services.get(&(self.leading()?, Role::Ingress)).map(AsRef::as_ref)
+    }
+
+    fn live(&self) -> Option<&Service> {
+        self.observed.services.get(&(State::Live, Role::Ingress)).map(AsRef::as_ref)
     }
 
     fn service_ports(&self) -> impl Iterator<Item = &ServicePort> {

@@ -10,11 +10,14 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    api::dataplane::{DataPlaneStatus, RolloutDeployment, RolloutService, RolloutServices, RolloutStatus},
+    api::{
+        dataplane::{DataPlaneStatus, RolloutDeployment, RolloutService, RolloutServices, RolloutStatus},
+        promotion::Act,
+    },
     model::{
         Intent, Observed, Phase, Plan, Strategy, certificate,
         names::{Role, State},
-        plan::{ApprovalPlan, Reason},
+        plan::{ApprovalPlan, Cleared, Reason},
     },
 };
 
@@ -69,7 +72,7 @@ fn selector(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<String>
 }
 
 fn under_way(plan: &Plan) -> bool {
-    matches!(plan.phase, Phase::Switching | Phase::Draining)
+    matches!(plan.phase, Phase::Switching | Phase::Verifying | Phase::Draining)
 }
 
 fn rollout(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str>, now: Timestamp) -> RolloutStatus {
@@ -138,7 +141,8 @@ fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str
         | Phase::Refused
         | Phase::Waiting
         | Phase::Switching
-        | Phase::Failed => false,
+        | Phase::Verifying
+        | Phase::Rejected => false,
     };
     let founding_trouble = trouble.filter(|_| matches!(plan.phase, Phase::Founding | Phase::InPlace));
     let founding_trouble = founding_trouble.map(|trouble| ("UnableToProvision", trouble.to_owned()));
@@ -197,8 +201,9 @@ fn reconciling(intent: &Intent, plan: &Plan) -> Option<Condition> {
         Phase::Staging => "the preview is being started",
         Phase::Judging => "gates judge the preview",
         Phase::Switching => "traffic is being moved",
+        Phase::Verifying => "gates judge behind the live Services",
         Phase::Draining => "the replaced side lives on for a while",
-        Phase::InPlace | Phase::Ungated | Phase::Settled | Phase::Refused | Phase::Waiting | Phase::Failed => {
+        Phase::InPlace | Phase::Ungated | Phase::Settled | Phase::Refused | Phase::Waiting | Phase::Rejected => {
             return None;
         }
     };
@@ -241,6 +246,10 @@ fn abnormal(intent: &Intent, type_: &str, reason: &str, message: String) -> Cond
 fn stalled(intent: &Intent, plan: &Plan) -> Option<Condition> {
     let (reason, message) = match (&intent.wanted, plan.phase) {
         (Err(refusal), _) => ("InvalidSpec", format!("{}: {}", refusal.field, refusal.message)),
+        (Ok(_), Phase::Ungated) if intent.rules.gates.is_empty() => (
+            "Paused",
+            "a policy is paused, and without spec.deployment.rollout.strategy.blueGreen there is no preview: the live side stays as it is".into(),
+        ),
         (Ok(_), Phase::Ungated) => (
             "GatesNeedBlueGreen",
             "a policy demands gates, and without spec.deployment.rollout.strategy.blueGreen there is nothing they could judge: the live side stays as it is".into(),
@@ -281,6 +290,11 @@ pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlan
         let message = format!("the annotation promote-when-ready was removed: {why}");
         notes.push(Note { warning: true, reason: "ApprovalVoided".into(), message });
     }
+    if let Some(Cleared { promotion, by, why: Some(why), .. }) = &plan.cleared {
+        let message = format!("the decision of {by} was removed from Promotion {promotion}: {why}");
+        notes.push(Note { warning: true, reason: "DecisionRefused".into(), message });
+    }
+    notes.extend(decided(observed, plan));
     if let Some(condition) = rolled_out(after)
         && rolled_out(&before).map(|before| (before.reason, before.message))
             != Some((condition.reason, condition.message))
@@ -305,6 +319,23 @@ pub fn notes(intent: &Intent, observed: &Observed, plan: &Plan, after: &DataPlan
         }
     }
     notes
+}
+
+/// What somebody decided, and this pass carries out.
+fn decided(observed: &Observed, plan: &Plan) -> Option<Note> {
+    let planned = plan.promotion.as_ref()?;
+    let recorded = observed.promotions.iter().find(|known| known.name_any() == planned.name);
+    let recorded = recorded.and_then(|known| known.status.as_ref()?.decided.last());
+    let decided = planned.status.decided.last().filter(|decided| Some(*decided) != recorded)?;
+    let what = match decided.what {
+        Act::Retry => format!("{} of revision {} to judge once more", decided.gates.join(", "), planned.revision),
+        Act::Reopen => format!("revision {} to be taken up again", planned.revision),
+        Act::Abort => format!("revision {} to be given up", planned.revision),
+        Act::Rollback => format!("traffic to be moved back from revision {}", planned.revision),
+    };
+    let reason = decided.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let message = format!("{} has asked for {what}{reason}", decided.by);
+    Some(Note { warning: false, reason: "Decided".into(), message })
 }
 
 /// Gates that the policy does without since this pass.
@@ -334,13 +365,16 @@ fn is_warning(reason: Reason) -> bool {
         | Reason::GatesFailed
         | Reason::GatesHeld
         | Reason::PreviewUnreachable
-        | Reason::DeadlineExceeded => true,
+        | Reason::DeadlineExceeded
+        | Reason::Aborted
+        | Reason::RolledBack => true,
         Reason::Progressing
         | Reason::WaitingForChange
         | Reason::AwaitingPromotion
         | Reason::PromotionInProgress
         | Reason::PromotionDone
-        | Reason::RunningGates => false,
+        | Reason::RunningGates
+        | Reason::VerifyingPromotion => false,
     }
 }
 
@@ -353,15 +387,26 @@ fn say(intent: &Intent, plan: &Plan) -> String {
         Reason::Progressing if plan.phase == Phase::Founding => format!("starting revision {revision}"),
         Reason::Progressing => format!("starting the preview of revision {revision}"),
         Reason::WaitingForChange => "at rest".into(),
+        Reason::AwaitingPromotion if intent.rules.paused.is_some() => format!("revision {revision}: {}", plan.message),
         Reason::AwaitingPromotion => format!("revision {revision} may be promoted and waits for approval"),
-        Reason::PromotionInProgress => format!("moving traffic to revision {revision}"),
+        Reason::PromotionInProgress => {
+            let commit = plan.promotion.as_ref().and_then(|promotion| promotion.status.commit.as_ref());
+            match commit.map(|commit| (&commit.back, &commit.approved_by)) {
+                Some((Some(back), _)) => format!("moving traffic back from revision {revision}: {}", back.message),
+                Some((None, by)) => format!("moving traffic to revision {revision}, approved by {by}"),
+                None => format!("moving traffic to revision {revision}"),
+            }
+        }
         Reason::PromotionDone => format!("revision {revision} is live"),
         Reason::RunningGates => format!("gates judge revision {revision}"),
+        Reason::VerifyingPromotion => format!("gates judge revision {revision} behind the live Services"),
         Reason::Failed
         | Reason::PromotionFailed
         | Reason::GatesFailed
         | Reason::GatesHeld
         | Reason::PreviewUnreachable
-        | Reason::DeadlineExceeded => format!("revision {revision}: {}", plan.message),
+        | Reason::DeadlineExceeded
+        | Reason::Aborted
+        | Reason::RolledBack => format!("revision {revision}: {}", plan.message),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     },
     dataplane::{check, fixtures},
     model::{
+        Policies,
         grants::Ceilings,
         names::{self, Role, State},
     },
@@ -410,8 +411,10 @@ fn u_a_selector_override_is_parsed_as_kong_does() {
         let mut world = World::in_place("kong:3.9", json!({}));
         world.run();
         world.annotate(SERVICE_SELECTOR_OVERRIDE, Some(text));
-        let refused =
-            check::read(&world.dataplane, &[], true, &Ceilings::default()).wanted.err().map(|refusal| refusal.message);
+        let refused = check::read(&world.dataplane, &Policies::default(), true, &Ceilings::default())
+            .wanted
+            .err()
+            .map(|refusal| refusal.message);
         assert_eq!(refused.as_deref(), expected.clone().err(), "{text}");
         world.run();
         for role in [Role::Ingress, Role::Admin] {

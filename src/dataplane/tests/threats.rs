@@ -84,7 +84,9 @@ fn threat_23_a_verdict_is_dropped_where_what_it_was_about_has_changed_meanwhile(
             world.image("kong:3.11");
             world.approve();
         }),
-        ("the settings of the gate", |world| world.policies[0].spec.gates[0].settings = json!({ "strict": true })),
+        ("the settings of the gate", |world| {
+            world.policies[0].spec.rules.gates[0].settings = json!({ "strict": true })
+        }),
         ("a Pod", |world| {
             let pod = name(&preview_pod(world));
             world.bend("Pod", &pod, |pod| pod["metadata"]["uid"] = "another".into());

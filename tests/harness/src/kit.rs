@@ -11,6 +11,7 @@
 //! A test that fails prints what there is to know of its namespace: events, conditions, logs.
 
 use std::fmt::Debug;
+use std::fs;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -33,6 +35,10 @@ use crate::kubectl::Kubectl;
 use crate::operator::{self, LocalOperator};
 use crate::proxy::Proxy;
 use crate::wait::{History, PATIENCE, wait, wait_all};
+use crate::workspace;
+
+/// What lets the operator hold the Lease and keep its CA.
+const OWN: [&str; 2] = ["kind: Role", "kind: RoleBinding"];
 
 /// What a test works with.
 pub struct Kit {
@@ -133,7 +139,7 @@ impl Kit {
     /// Applies manifests to the test's namespace, as `kubectl apply` does.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         let path = self.dir().join("manifests.yaml");
-        std::fs::write(&path, manifests)?;
+        fs::write(&path, manifests)?;
         self.kubectl(&["apply", "--filename", &path.display().to_string()])
     }
 
@@ -155,10 +161,40 @@ impl Kit {
         History::of(self.api(), name, part)
     }
 
+    /// Somebody with a name of their own, and with the rights of a ClusterRole in the test's namespace. Says who they are
+    /// to the apiserver, too.
+    pub async fn person(&self, name: &str, role: &str) -> Result<(Client, String)> {
+        let account = format!("--serviceaccount={}:{name}", self.namespace);
+        self.kubectl(&["create", "serviceaccount", name])?;
+        self.kubectl(&["create", "rolebinding", name, &format!("--clusterrole={role}"), &account])?;
+        let token = self.kubectl(&["create", "token", name])?;
+        let kubeconfig = Kubeconfig::from_yaml(&self.cluster.kubeconfig(token.trim()))?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok((Client::try_from(config)?, format!("system:serviceaccount:{}:{name}", self.namespace)))
+    }
+
     /// Starts an operator for the test's namespace alone, as a process of this machine, behind a proxy.
     pub async fn operator(&self, proxy: &Proxy) -> Result<LocalOperator> {
         let token = operator::token(self.client.clone()).await?;
         LocalOperator::start(self.dir(), &proxy.kubeconfig(&token), &self.namespace, &[])
+    }
+
+    /// Starts one of several operators for the test's namespace, of which the Lease in there chooses one, as if it were in
+    /// a Pod of this name. What is the operator's own is there too: see [`Kit::own_lease`].
+    pub async fn elected_operator(&self, pod: &str, proxy: &Proxy) -> Result<LocalOperator> {
+        let token = operator::token(self.client.clone()).await?;
+        let more = ["--leader-elect", "true", "--namespace", &self.namespace];
+        LocalOperator::start_as(Some(pod), self.dir(), &proxy.kubeconfig(&token), &self.namespace, &more)
+    }
+
+    /// Gives the operator in the test's namespace what the manifests give it in its own.
+    pub fn own_lease(&self) -> Result<()> {
+        let manifests = fs::read_to_string(workspace::root().join("deploy/operator.yaml"))?;
+        let own = manifests.split("\n---\n").filter(|one| one.lines().any(|line| OWN.contains(&line)));
+        // The account that both speak of stays where it is.
+        let moved =
+            own.map(|one| one.replacen("  namespace: sluice-system", &format!("  namespace: {}", self.namespace), 1));
+        self.apply(&moved.collect::<Vec<_>>().join("\n---\n")).map(drop)
     }
 
     /// Deletes every object of a kind in the test's namespace, whatever holds it.
@@ -171,12 +207,14 @@ impl Kit {
         Ok(())
     }
 
-    /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before.
+    /// Starts an operator for the test's namespace alone, as a process of this machine that nothing stands before. It holds
+    /// its Lease, as where it is installed: for what is measured.
     pub async fn unwatched_operator(&self) -> Result<LocalOperator> {
-        self.operator_with(&[]).await
+        self.own_lease()?;
+        self.operator_with(&["--leader-elect", "true", "--namespace", &self.namespace]).await
     }
 
-    /// The same, with more arguments.
+    /// The same, with these arguments and without a Lease.
     pub async fn operator_with(&self, arguments: &[&str]) -> Result<LocalOperator> {
         let token = operator::token(self.client.clone()).await?;
         LocalOperator::start(self.dir(), &self.cluster.kubeconfig(&token), &self.namespace, arguments)
@@ -185,7 +223,7 @@ impl Kit {
     /// Prints what there is to know of the namespace and of the test's operator.
     pub fn dump(&self) {
         diagnosis::print(&Kubectl::local(&self.cluster), &self.namespace);
-        if let Ok(log) = std::fs::read(self.dir().join(operator::LOG)) {
+        if let Ok(log) = fs::read(self.dir().join(operator::LOG)) {
             eprintln!("operator:\n{}", last_lines(&log, 80));
         }
     }

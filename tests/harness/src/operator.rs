@@ -44,18 +44,25 @@ impl LocalOperator {
     /// Starts `sluice operator` for one namespace, on a kubeconfig such as the proxy's or the cluster's; files go to
     /// `dir`. `more` is added to its arguments.
     pub fn start(dir: &Path, kubeconfig: &str, namespace: &str, more: &[&str]) -> Result<Self> {
-        let config = dir.join("kubeconfig");
+        Self::start_as(None, dir, kubeconfig, namespace, more)
+    }
+
+    /// The same, as if it were in this Pod.
+    pub fn start_as(pod: Option<&str>, dir: &Path, kubeconfig: &str, namespace: &str, more: &[&str]) -> Result<Self> {
+        // Names of its own: the one before may still be going.
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let config = dir.join(format!("kubeconfig-{number}"));
         write_private(&config, kubeconfig)?;
         let log = dir.join(LOG);
         // Appended, so that the log of an operator that was killed stays above its successor's.
         let output = File::options().create(true).append(true).open(&log)?;
-        // A name of its own: the one before may still be going.
-        let socket = dir.join(format!("gate-host-{}.sock", STARTED.fetch_add(1, Ordering::Relaxed)));
+        let socket = dir.join(format!("gate-host-{number}.sock"));
         let gate_host = start("gate-host", &output, |host| host.arg("--socket").arg(&socket))?;
         let child = start("operator", &output, |operator| {
             operator
                 // As in deploy/operator.yaml.
                 .env("MALLOC_ARENA_MAX", "1")
+                .envs(["POD_NAME", "POD_UID"].iter().copied().zip(pod.into_iter().cycle()))
                 .arg("--kubeconfig")
                 .arg(&config)
                 .arg("--gate-host")
@@ -64,6 +71,8 @@ impl LocalOperator {
                 .args(["--namespace", NAMESPACE, "--watch-namespaces", namespace, "--kong-namespace", namespace])
                 // Ports of the system's choice: several run at once.
                 .args(["--metrics-bind-address", "127.0.0.1:0"])
+                // Each has a namespace to itself.
+                .args(["--leader-elect", "false"])
                 .args(more)
         })?;
         Ok(Self { child, gate_host, socket, log })
@@ -86,12 +95,31 @@ impl LocalOperator {
 
     /// What kills it at once, for a trap of the proxy.
     pub fn killer(&self) -> impl FnOnce() + Send + use<> {
+        self.sender(Signal::KILL)
+    }
+
+    /// What stops it at once where it is, likewise.
+    pub fn stopper(&self) -> impl FnOnce() + Send + use<> {
+        self.sender(Signal::STOP)
+    }
+
+    /// Has it go on where it was stopped.
+    pub fn resume(&self) {
+        self.sender(Signal::CONT)();
+    }
+
+    /// Tells it to end in good order.
+    pub fn terminate(&self) {
+        self.sender(Signal::TERM)();
+    }
+
+    fn sender(&self, signal: Signal) -> impl FnOnce() + Send + use<> {
         // The process is reaped only through `child`, so the pid stays its own until then.
         let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         move || {
             if let Some(pid) = pid {
                 // An error means that it is gone already.
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = kill_process(pid, signal);
             }
         }
     }

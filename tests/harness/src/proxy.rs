@@ -1,7 +1,8 @@
 //! A reverse proxy between an operator and the apiserver: it sees every write, and can stop the operator at one.
 //!
 //! What the operator presents (its token) is passed on, so that it has its own rights. A trap springs before a
-//! write reaches the apiserver or after it took effect; in both cases the operator never sees the answer.
+//! write reaches the apiserver or after it took effect; in both cases the operator never sees the answer. And a write can
+//! be held on its way, until long after its sender is forgotten.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -77,6 +78,23 @@ pub enum Side {
     After,
 }
 
+/// A write on its way, which comes to the apiserver when it is delivered.
+pub struct Held {
+    /// What is sent.
+    pub write: Write,
+    go: oneshot::Sender<()>,
+    status: oneshot::Receiver<u16>,
+}
+
+impl Held {
+    /// Lets it come to the apiserver now; the HTTP status of the answer.
+    pub async fn deliver(self) -> Result<u16> {
+        let gone = "its sender has closed the connection";
+        self.go.send(()).ok().context(gone)?;
+        self.status.await.context(gone)
+    }
+}
+
 /// A running proxy; it ends with the runtime it was started on.
 pub struct Proxy {
     address: SocketAddr,
@@ -91,10 +109,15 @@ struct State {
 }
 
 struct Trap {
-    side: Side,
     matches: Condition,
     spring: Box<dyn FnOnce() + Send>,
-    sprung: oneshot::Sender<Write>,
+    does: Does,
+}
+
+/// What a trap does to its write, and who is told.
+enum Does {
+    Break(Side, oneshot::Sender<Write>),
+    Hold(oneshot::Sender<Held>),
 }
 
 impl Proxy {
@@ -147,9 +170,23 @@ impl Proxy {
         spring: impl FnOnce() + Send + 'static,
     ) -> oneshot::Receiver<Write> {
         let (sprung, receiver) = oneshot::channel();
-        let trap = Trap { side, matches: Box::new(matches), spring: Box::new(spring), sprung };
-        *lock(&self.state.trap) = Some(trap);
+        self.set(Trap { matches: Box::new(matches), spring: Box::new(spring), does: Does::Break(side, sprung) });
         receiver
+    }
+
+    /// The same, but the write is held on its way.
+    pub fn hold(
+        &self,
+        matches: impl Fn(usize, &Write) -> bool + Send + 'static,
+        spring: impl FnOnce() + Send + 'static,
+    ) -> oneshot::Receiver<Held> {
+        let (sprung, receiver) = oneshot::channel();
+        self.set(Trap { matches: Box::new(matches), spring: Box::new(spring), does: Does::Hold(sprung) });
+        receiver
+    }
+
+    fn set(&self, trap: Trap) {
+        *lock(&self.state.trap) = Some(trap);
     }
 }
 
@@ -165,16 +202,29 @@ impl State {
             }),
             _ => None,
         };
-        if let Some((trap, write)) = trap {
-            if trap.side == Side::After {
-                self.send(parts, body).await?.into_body().collect().await?;
+        let Some((Trap { spring, does, .. }, write)) = trap else {
+            return Ok(self.send(parts, body).await?.map(BodyExt::boxed_unsync));
+        };
+        // In either case, nobody may wait for the trap any more.
+        match does {
+            Does::Break(side, sprung) => {
+                if side == Side::After {
+                    self.send(parts, body).await?.into_body().collect().await?;
+                }
+                spring();
+                let _ = sprung.send(write);
+                bail!("a trap has sprung: this request gets no answer");
             }
-            (trap.spring)();
-            // Nobody may wait for the trap any more.
-            let _ = trap.sprung.send(write);
-            bail!("a trap has sprung: this request gets no answer");
+            Does::Hold(sprung) => {
+                let ((go, gone), (answered, status)) = (oneshot::channel(), oneshot::channel());
+                spring();
+                let _ = sprung.send(Held { write, go, status });
+                gone.await.context("a write that was held is not wanted any more")?;
+                let answer = self.send(parts, body).await?;
+                let _ = answered.send(answer.status().as_u16());
+                Ok(answer.map(BodyExt::boxed_unsync))
+            }
         }
-        Ok(self.send(parts, body).await?.map(BodyExt::boxed_unsync))
     }
 
     /// Counts a write, and takes the trap that it springs.

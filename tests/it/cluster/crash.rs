@@ -18,7 +18,7 @@ struct Cut {
     at: fn(&Write) -> bool,
 }
 
-fn path(write: &Write, kind: &str) -> bool {
+pub(super) fn path(write: &Write, kind: &str) -> bool {
     write.path.contains(&format!("/{kind}/")) || write.path.ends_with(&format!("/{kind}"))
 }
 
@@ -26,7 +26,7 @@ fn promotion_status(write: &Write) -> Option<Value> {
     (path(write, "promotions") && write.path.ends_with("/status")).then(|| write.json()["status"].clone())
 }
 
-fn switches(write: &Write) -> bool {
+pub(super) fn switches(write: &Write) -> bool {
     path(write, "services") && write.json()["metadata"]["annotations"][names::PROMOTION].is_string()
 }
 
@@ -36,11 +36,11 @@ fn dataplane_reason(write: &Write) -> Option<String> {
     status.then(|| body["status"]["rollout"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned())
 }
 
-fn judging(write: &Write) -> bool {
+pub(super) fn judging(write: &Write) -> bool {
     promotion_status(write).is_some_and(|status| status["gates"][0]["outcome"] == "Running")
 }
 
-fn commit(write: &Write) -> bool {
+pub(super) fn commit(write: &Write) -> bool {
     promotion_status(write).is_some_and(|status| status["commit"].is_object() && status["phase"] == "Switching")
 }
 

@@ -980,6 +980,39 @@ fn a_plugin_has_one_source_and_a_signature_needs_an_image() -> Result<()> {
 }
 
 #[test]
+fn a_policy_of_the_cluster_names_plugins_of_the_cluster() -> Result<()> {
+    kit::run(async |kit| {
+        const KIND: &str =
+            "pluginRef.kind has to be ClusterGatePlugin: a plugin of a namespace is whatever that namespace makes it";
+        let spec = |kind: &str| {
+            let gate = json!({ "name": "smoke", "pluginRef": { "kind": kind, "name": "smoke" } });
+            json!({ "namespaceSelector": {}, "selector": {}, "gates": [gate] })
+        };
+        let rows = vec![
+            stored(
+                "no gates",
+                json!({ "namespaceSelector": {}, "selector": {} }),
+                [("/spec/scaleDownDelaySeconds", json!(30)), ("/spec/progressDeadlineSeconds", json!(600))],
+            ),
+            stored("a gate", spec("ClusterGatePlugin"), [("/spec/gates/0/timeout", json!("30s"))]),
+            refused("a gate of a namespace", spec("GatePlugin"), "spec", KIND),
+            refused("namespaces nobody chose", json!({ "selector": {} }), "spec.namespaceSelector", "Required value"),
+        ];
+        let gvk = GroupVersionKind::gvk("sluice.dev", "v1alpha1", "ClusterPromotionPolicy");
+        let resource = ApiResource::from_gvk_with_plural(&gvk, "clusterpromotionpolicies");
+        let api: Api<DynamicObject> = Api::all_with(kit.client.clone(), &resource);
+        ask(rows, async |spec| {
+            let manifest = json!({
+                "apiVersion": "sluice.dev/v1alpha1", "kind": "ClusterPromotionPolicy",
+                "metadata": { "name": "row" }, "spec": spec,
+            });
+            api.create(&DRY, &serde_json::from_value(manifest).map_err(kube::Error::SerdeError)?).await
+        })
+        .await
+    })
+}
+
+#[test]
 fn every_example_is_taken_as_it_is() -> Result<()> {
     kit::run(async |kit| {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/examples");

@@ -1,12 +1,15 @@
 //! The operator on a real cluster: one namespace, one proxy and one operator process for each test.
 
 mod adoption;
+mod after;
 mod crash;
 mod crd;
 mod gates;
 mod input;
 mod kong;
+mod leader;
 mod managers;
+mod people;
 mod plugins;
 mod policy;
 mod property;

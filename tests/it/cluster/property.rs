@@ -27,7 +27,7 @@ use sluice::{
         check, plan,
     },
     model::{
-        Intent, Observed, differ,
+        Intent, Observed, Policies, differ,
         grants::Ceilings,
         names::{self, Role, State},
         observed::{Record, RecordData},
@@ -120,7 +120,7 @@ async fn hold(kit: &Kit, name: &str, spec: &Value) -> Result<Outcome> {
         created => drop(created?),
     }
     let dataplane: DataPlane = kit.api().get(name).await?;
-    let intent = check::read(&dataplane, &[], true, &Ceilings::default());
+    let intent = check::read(&dataplane, &Policies::default(), true, &Ceilings::default());
     ensure!(intent.wanted.is_ok(), "refused: {:?}", intent.wanted);
 
     let founding = render(&intent, &Observed::default())?;
@@ -158,8 +158,9 @@ async fn look(kit: &Kit, planned: &Planned) -> Result<Observed> {
         let record: ControllerRevision = settle(kit, object).await?;
         let data = record.data.context("a record without data")?.0;
         let RecordData { wish, template } = serde_json::from_value(data)?;
-        let (name, revision) = (Some(record.metadata.name.unwrap_or_default()), wish.revision());
-        observed.records.push(Record { name, revision, wish, template, ordinal: record.revision });
+        let (name, version) = (Some(record.metadata.name.unwrap_or_default()), record.metadata.resource_version);
+        let revision = wish.revision();
+        observed.records.push(Record { name, version, revision, wish, template, ordinal: record.revision });
     }
     for object in &planned.services {
         let service: Service = settle(kit, object).await?;

@@ -13,11 +13,11 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Secret},
-    apimachinery::pkg::apis::meta::v1::Condition,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
 };
 use kube::{
     Resource, ResourceExt,
-    core::Status,
+    core::{PartialObjectMeta, Status},
     runtime::{
         reflector::{self, Store},
         watcher::Event,
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use self::api::{default, entries, merge_patch, overlay, prune};
 use crate::{
     api::{
-        DataPlane, PromotionPolicy,
+        ClusterPromotionPolicy, DataPlane, PromotionPolicy,
         dataplane::{DataPlaneStatus, PROMOTE_WHEN_READY},
         promotion::PromotionStatus,
     },
@@ -41,7 +41,10 @@ use crate::{
         apply::{self, certificate},
         build::{self, CertificateOrder, Object, Planned, Surplus},
         check, fixtures,
-        observe::{self, caches::Caches},
+        observe::{
+            self,
+            caches::{Caches, OfCluster},
+        },
         plan,
         status::{self, Note},
     },
@@ -50,13 +53,13 @@ use crate::{
         grants::Ceilings,
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, Plugin, TrialKey},
-        plan::ApprovalPlan,
-        trial::{Digest, Outcome, Reason, Report},
+        plan::{ApprovalPlan, Cleared},
+        trial::{Digest, Moment, Outcome, Reason, Report},
     },
 };
 
 /// Kind and name.
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 /// One DataPlane and everything around it.
 pub(super) struct World {
@@ -64,8 +67,14 @@ pub(super) struct World {
     pub(super) dataplane: DataPlane,
     /// Those of its namespace.
     pub(super) policies: Vec<PromotionPolicy>,
+    /// Those of the cluster.
+    pub(super) cluster_policies: Vec<ClusterPromotionPolicy>,
+    /// Its namespace.
+    pub(super) namespace: ObjectMeta,
     /// What gates say, once they are asked.
     pub(super) verdict: Option<Outcome>,
+    /// What gates say that judge behind the live Services.
+    pub(super) verified: Option<Outcome>,
     /// What time it is.
     pub(super) now: Timestamp,
     /// Images whose Pods are not ready.
@@ -74,6 +83,10 @@ pub(super) struct World {
     pub(super) refused: Option<String>,
     /// Whether anybody gives addresses to Services of type LoadBalancer.
     pub(super) balancer: bool,
+    /// Whether the preview answers nobody.
+    pub(super) silent: bool,
+    /// Whether plugins are still being loaded.
+    pub(super) loading: bool,
     /// Whether Deployments roll and Pods turn ready.
     pub(super) awake: bool,
     /// What people were told.
@@ -94,11 +107,16 @@ impl World {
         Self {
             dataplane,
             policies: Vec::new(),
+            cluster_policies: Vec::new(),
+            namespace: ObjectMeta { name: Some("ns".into()), ..ObjectMeta::default() },
             verdict: None,
+            verified: None,
             now: Timestamp::from_second(1_800_000_000).expect("a time"),
             broken: BTreeSet::new(),
             refused: None,
             balancer: true,
+            silent: false,
+            loading: false,
             awake: true,
             notes: Vec::new(),
             objects: BTreeMap::new(),
@@ -191,6 +209,18 @@ impl World {
         self.annotate(PROMOTE_WHEN_READY, Some("true"));
     }
 
+    /// Decides about the newest upgrade.
+    pub(super) fn decide(&mut self, decision: Value) {
+        let newest = name(self.newest());
+        self.bend("Promotion", &newest, |promotion| merge_patch(&mut promotion["spec"]["decision"], &decision));
+    }
+
+    /// The newest upgrade.
+    pub(super) fn newest(&self) -> &Value {
+        let created = |one: &&Value| one["metadata"]["creationTimestamp"].to_string();
+        self.all("Promotion").into_iter().max_by_key(created).expect("an upgrade")
+    }
+
     fn touched(&mut self, spec: bool) {
         self.version += 1;
         let metadata = &mut self.dataplane.metadata;
@@ -277,14 +307,21 @@ impl World {
         self.now += SignedDuration::from_secs(seconds);
     }
 
-    /// One pass. Says what was planned, and whether anything was written or learnt.
-    pub(super) fn pass(&mut self) -> (Plan, bool) {
-        let policies: Vec<_> = self.policies.iter().collect();
+    /// What the next pass reads, and what it makes of it.
+    pub(super) fn decide(&self) -> (Intent, Observed, Plan, Planned) {
+        let caches = self.caches();
+        let policies = observe::policies(&caches, "ns");
         let intent = check::read(&self.dataplane, &policies, true, &Ceilings::default());
-        let observed = plan::adopt::complete(&intent, self.look(&intent));
+        let observed = plan::adopt::complete(&intent, self.look(&intent, &caches));
         let plan = plan::decide(&intent, &observed, self.now);
         let planned = build::render(&intent, &observed, &plan);
-        let before = (self.version, self.connections.len(), self.trials.len());
+        (intent, observed, plan, planned)
+    }
+
+    /// One pass. Says what was planned, and whether anything was written or learnt.
+    pub(super) fn pass(&mut self) -> (Plan, bool) {
+        let (intent, observed, plan, planned) = self.decide();
+        let before = (self.version, self.connections.clone(), self.trials.len());
         let trouble = self.converge(&intent, &planned).err().map(|error| error.sentence());
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), self.now);
         if !plan.founds || trouble.is_some() {
@@ -294,13 +331,17 @@ impl World {
             self.work(&plan);
             self.notes.extend(status::notes(&intent, &observed, &plan, &status));
         }
-        (plan, before != (self.version, self.connections.len(), self.trials.len()))
+        (plan, before.0 != self.version || before.1 != self.connections || before.2 != self.trials.len())
     }
 
-    fn look(&self, intent: &Intent) -> Observed {
-        let caches = Caches {
+    fn caches(&self) -> Caches {
+        Caches {
             dataplanes: stored([self.dataplane.clone()]),
             policies: stored(self.policies.clone()),
+            cluster: Some(OfCluster {
+                policies: stored(self.cluster_policies.clone()),
+                namespaces: stored([PartialObjectMeta { metadata: self.namespace.clone(), ..Default::default() }]),
+            }),
             promotions: Owned::of_store(self.packed()),
             records: Owned::of_store(self.packed()),
             deployments: Owned::of_store(self.packed()),
@@ -310,14 +351,20 @@ impl World {
             budgets: Owned::of_store(self.packed()),
             pods: Owned::of_store(self.packed()),
             slices: Owned::of_store(self.packed()),
-        };
-        let ready = Plugin::Ready(Digest::of(b"plugin"));
+        }
+    }
+
+    fn look(&self, intent: &Intent, caches: &Caches) -> Observed {
+        let ready = if self.loading { Plugin::Loading } else { Plugin::Ready(Digest::of(b"plugin")) };
+        let observed = observe::look(caches, &self.dataplane);
+        let wanted = intent.rules.gates.iter().map(|gate| gate.plugin.clone());
+        let pinned = observed.verifies().map(|pinned| pinned.gate.plugin_ref.key("ns"));
         Observed {
-            plugins: intent.rules.gates.iter().map(|gate| (gate.plugin.clone(), ready.clone())).collect(),
+            plugins: wanted.chain(pinned).map(|plugin| (plugin, ready.clone())).collect(),
             trials: self.trials.clone(),
             connections: self.connections.clone(),
             host: format!("process {}", self.process),
-            ..observe::look(&caches, &self.dataplane)
+            ..observed
         }
     }
 
@@ -376,7 +423,11 @@ impl World {
     }
 
     fn publish(&mut self, plan: &Plan, status: &DataPlaneStatus, trouble: bool) {
-        let moving = plan.phase == Phase::Switching && !plan.arms;
+        if let Some(Cleared { promotion, retry_only, .. }) = &plan.cleared {
+            let decision = if *retry_only { json!({ "retry": null }) } else { Value::Null };
+            self.bend("Promotion", promotion, |one| merge_patch(&mut one["spec"]["decision"], &decision));
+        }
+        let moving = matches!(plan.phase, Phase::Switching | Phase::Verifying) && !plan.arms;
         if let Some(promotion) = plan.promotion.as_ref().filter(|_| moving || !trouble) {
             self.promotion_status(&promotion.name, &promotion.status);
         }
@@ -399,11 +450,18 @@ impl World {
         }
     }
 
-    /// The preview answers, and gates say what they have to say.
+    /// The preview answers, if it does, and gates say what they have to say.
     fn work(&mut self, plan: &Plan) {
-        self.connections.extend(plan.connect.iter().map(|key| (key.clone(), Connection::Answers)));
-        let said = self.verdict.iter().flat_map(|verdict| plan.trials.iter().map(move |trial| (trial, verdict)));
-        self.trials.extend(said.map(|(trial, verdict)| (trial.key.clone(), Arc::new(Report::of(verdict.clone())))));
+        let answer = if self.silent { Connection::Silent("nobody is there".into()) } else { Connection::Answers };
+        self.connections.extend(plan.connect.iter().map(|key| (key.clone(), answer.clone())));
+        let said = plan.trials.iter().filter_map(|trial| {
+            let verdict = match trial.moment {
+                Moment::BeforePromotion => &self.verdict,
+                Moment::AfterPromotion => &self.verified,
+            };
+            Some((trial.key.clone(), Arc::new(Report::of(verdict.clone()?))))
+        });
+        self.trials.extend(said);
     }
 
     // What the API does.
@@ -482,6 +540,11 @@ impl World {
         self.objects.get(&(kind.to_owned(), name.to_owned()))
     }
 
+    /// Everything there is, by kind and name.
+    pub(super) fn everything(&self) -> &BTreeMap<Key, Value> {
+        &self.objects
+    }
+
     /// Names of all objects of a kind.
     pub(super) fn names(&self, kind: &str) -> Vec<String> {
         self.objects.keys().filter(|(of, _)| of == kind).map(|(_, name)| name.clone()).collect()
@@ -541,6 +604,17 @@ impl World {
         let ready = entries(&slice["endpoints"]).filter(|endpoint| endpoint["conditions"]["ready"] == true);
         let pods = ready.filter_map(|endpoint| self.raw("Pod", endpoint["targetRef"]["name"].as_str()?));
         pods.filter_map(|pod| Some(pod["spec"]["containers"][0]["image"].as_str()?.to_owned())).collect()
+    }
+
+    /// Status of the newest upgrade.
+    pub(super) fn promotion(&self) -> PromotionStatus {
+        serde_json::from_value(self.newest()["status"].clone()).expect("a status")
+    }
+
+    /// Whether people were told of this, since they were last asked.
+    pub(super) fn told(&mut self, reason: &str, words: &str) -> bool {
+        let notes = std::mem::take(&mut self.notes);
+        notes.iter().any(|note| note.reason == reason && note.message.contains(words))
     }
 
     /// The autoscaler.
