@@ -52,6 +52,7 @@ pub enum Question {
 
 /// What it answered.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is looked into at once")]
 pub enum Answer {
     /// This is the Lease now.
     Is(Lease),

@@ -85,6 +85,7 @@ struct Process {
     doing: Doing,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there are two of them")]
 enum Doing {
     /// Waits to ask, or to be started.
     Rests(Time),
@@ -193,10 +194,10 @@ impl World {
                 Doing::Waits {
                     question: Question::Create(_) | Question::Replace(_),
                     sent,
-                    answer,
+                    answer: Some(Answer::Is(_)),
                     heard: true,
                     ..
-                } if matches!(answer, Some(Answer::Is(_))) => Some(*sent + HOLD),
+                } => Some(*sent + HOLD),
                 _ => None,
             };
             for until in [process.holds, promised].into_iter().flatten() {

@@ -9,7 +9,7 @@ use std::{
 use axum::http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use k8s_openapi::jiff::SignedDuration;
-use kube::{Client, client::Body};
+use kube::{Client, ResourceExt as _, client::Body};
 use serde_json::{Value, json};
 
 use super::world::{Key, World, name};
@@ -150,7 +150,7 @@ async fn act(
 /// `done`, as `DELETE services`.
 async fn rest(world: &mut World, done: &mut BTreeSet<String>) {
     for _ in 0..100 {
-        let (api, decided) = (Api::of(world), world.decide());
+        let (api, decided) = (Api::of(world), world.foresee());
         let acted = act(&api, world, &decided).await;
         let api = api.lock().expect("no panic");
         assert_eq!((api.blind.as_slice(), api.refused.as_slice()), (&[][..], &[][..]), "{:?}", decided.2.phase);
@@ -179,7 +179,7 @@ async fn nothing_is_written_over_or_deleted_but_as_it_was_seen() {
         rest(&mut world, &mut done).await;
         world.govern();
     }
-    assert!(world.dataplane.metadata.annotations.clone().unwrap_or_default().get(PROMOTE_WHEN_READY).is_none());
+    assert!(!world.dataplane.annotations().contains_key(PROMOTE_WHEN_READY));
     for edit in [
         json!({ "resources": { "podDisruptionBudget": { "spec": { "minAvailable": 1 } } } }),
         json!({ "deployment": { "scaling": { "horizontal": { "minReplicas": 2, "maxReplicas": 5 } } } }),
@@ -223,10 +223,10 @@ async fn nothing_is_written_over_or_deleted_but_as_it_was_seen() {
 async fn a_switch_that_was_decided_before_somebody_else_finished_it_is_refused() {
     let mut world = World::awaiting("kong:3.10");
     world.approve();
-    while world.decide().2.live.promotion.is_none() || world.reason() != "PromotionInProgress" {
+    while world.foresee().2.live.promotion.is_none() || world.reason() != "PromotionInProgress" {
         world.pass();
     }
-    let decided = world.decide();
+    let decided = world.foresee();
     assert_eq!(decided.2.phase, Phase::Switching);
     world.run();
     assert!(world.rests());
@@ -252,8 +252,8 @@ async fn a_side_that_somebody_else_has_taken_up_since_is_neither_deleted_nor_ben
     // Decided: the preview goes. And then nobody did it, and the preview was promoted.
     let strategy = json!({ "deployment": { "rollout": world.dataplane.spec.deployment.rollout } });
     world.edit(json!({ "deployment": { "rollout": null } }));
-    let decided = world.decide();
-    assert_eq!(decided.3.surplus.deployments, [preview.clone()]);
+    let decided = world.foresee();
+    assert_eq!(decided.3.surplus.deployments, std::slice::from_ref(&preview));
     world.edit(strategy);
     world.approve();
     world.run();

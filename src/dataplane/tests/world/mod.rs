@@ -308,7 +308,7 @@ impl World {
     }
 
     /// What the next pass reads, and what it makes of it.
-    pub(super) fn decide(&self) -> (Intent, Observed, Plan, Planned) {
+    pub(super) fn foresee(&self) -> (Intent, Observed, Plan, Planned) {
         let caches = self.caches();
         let policies = observe::policies(&caches, "ns");
         let intent = check::read(&self.dataplane, &policies, true, &Ceilings::default());
@@ -320,7 +320,7 @@ impl World {
 
     /// One pass. Says what was planned, and whether anything was written or learnt.
     pub(super) fn pass(&mut self) -> (Plan, bool) {
-        let (intent, observed, plan, planned) = self.decide();
+        let (intent, observed, plan, planned) = self.foresee();
         let before = (self.version, self.connections.clone(), self.trials.len());
         let trouble = self.converge(&intent, &planned).err().map(|error| error.sentence());
         let status = status::report(&intent, &observed, &plan, trouble.as_deref(), self.now);
