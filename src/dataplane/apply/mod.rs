@@ -1,7 +1,8 @@
 //! WRITES. Only what differs, in an order that is safe to stop after any write.
 //!
 //! What is there is written over, or deleted, only at the version that was decided on. Whoever wrote in between, a user
-//! or the operator that took over meanwhile, is not undone by what was decided before: the write is refused.
+//! or the operator that took over meanwhile, is not undone by what was decided before: the write is refused. Only labels of
+//! a Deployment are written at any version.
 
 pub mod certificate;
 pub mod publish;
@@ -214,7 +215,7 @@ impl Writer<'_> {
             Some(found) if self.is_settled(found, object) => Ok(()),
             Some(found) => {
                 let version = self.take_over(found).await?;
-                self.apply::<K>(&marked(object), &version).await
+                self.apply::<K>(&marked(object), (!relabels(found, object)).then_some(&version)).await
             }
             None => match self.create::<K>(&marked(object)).await? {
                 None => Ok(()),
@@ -270,10 +271,10 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         match found {
-            Some(found) => self.apply::<K>(object, &version(found)).await,
+            Some(found) => self.apply::<K>(object, Some(&version(found))).await,
             None => match self.create::<K>(object).await? {
                 None => Ok(()),
-                Some(found) => self.apply::<K>(object, &version(&found)).await,
+                Some(found) => self.apply::<K>(object, Some(&version(&found))).await,
             },
         }
     }
@@ -287,7 +288,7 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        match self.apply::<K>(object, differ::ABSENT).await {
+        match self.apply::<K>(object, Some(&differ::ABSENT.to_owned())).await {
             Err(error) if error.is_conflict() => self.ours::<K>(object, error).await.map(Some),
             made => made.map(|()| None),
         }
@@ -314,7 +315,7 @@ impl Writer<'_> {
             }
             Err(error) if error.is_conflict() => {
                 let found = self.ours::<K>(object, error).await?;
-                self.apply::<K>(object, &version(&found)).await
+                self.apply::<K>(object, Some(&version(&found))).await
             }
             Err(error) => Err(error),
         }
@@ -337,7 +338,7 @@ impl Writer<'_> {
     }
 
     /// Applies an object to this version of it, and to no other.
-    async fn apply<K>(&self, object: &Object, version: &str) -> Result<(), Error>
+    async fn apply<K>(&self, object: &Object, version: Option<&String>) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + DeserializeOwned
@@ -345,7 +346,9 @@ impl Writer<'_> {
             + std::fmt::Debug,
     {
         let mut body = object.body.clone();
-        body["metadata"]["resourceVersion"] = version.into();
+        if let Some(version) = version {
+            body["metadata"]["resourceVersion"] = version.as_str().into();
+        }
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let written = self.api::<K>().patch_metadata(&object.name, &params, &Patch::Apply(&body)).await;
         let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
@@ -423,6 +426,13 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether only labels and annotations of a Deployment would change. Late, that moves no traffic and starts no Pod, and the
+/// next pass mends it; at its version it would lose to every count that its controller writes down.
+fn relabels<K: Resource<DynamicType = ()> + Serialize>(found: &K, object: &Object) -> bool {
+    kind::<K>() == "Deployment"
+        && serde_json::to_value(found).is_ok_and(|found| differ::holds(&found["spec"], &object.body["spec"]))
 }
 
 /// The version of an object as it was found.

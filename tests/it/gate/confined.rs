@@ -236,7 +236,8 @@ async fn answer(
             Json(review).into_response()
         }
         (Method::POST, _) => (StatusCode::CREATED, Json(asked())).into_response(),
-        (Method::GET, [.., "secrets", _]) => {
+        (Method::PUT, [.., "leases", _]) => Json(asked()).into_response(),
+        (Method::GET, [.., "secrets" | "leases", _]) => {
             let status = json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 });
             (StatusCode::NOT_FOUND, Json(status)).into_response()
         }
