@@ -24,22 +24,16 @@ pub enum Left {
 /// An object of one owner: kind and name.
 pub type Object = (&'static str, String);
 
-/// What was written for each owner and has not been seen in the caches yet, and what needs no write.
+/// What was written for each owner and has not been seen in the caches yet.
 #[derive(Debug, Default)]
-pub struct Writes {
-    unseen: Mutex<ByOwner<(Left, Instant)>>,
-    /// The version of an object, and the mark of what was planned, that were found to be one.
-    settled: Mutex<ByOwner<String>>,
-}
+pub struct Writes(Mutex<Unseen>);
 
-type ByOwner<T> = HashMap<String, HashMap<Object, T>>;
+/// By owner.
+type Unseen = HashMap<String, HashMap<Object, (Left, Instant)>>;
 
 impl Writes {
     /// Remembers a write made for `owner`.
     pub fn remember(&self, owner: &str, object: Object, left: Left) {
-        if matches!(left, Left::Gone(_)) {
-            self.settled().get_mut(owner).map(|objects| objects.remove(&object));
-        }
         self.lock().entry(owner.to_owned()).or_default().insert(object, (left, Instant::now()));
     }
 
@@ -72,29 +66,13 @@ impl Writes {
         }
     }
 
-    /// Whether an object of `owner` was settled as `pair`: its version and what was planned.
-    #[must_use]
-    pub fn is_settled(&self, owner: &str, object: &Object, pair: &str) -> bool {
-        self.settled().get(owner).and_then(|objects| objects.get(object)).is_some_and(|known| known == pair)
-    }
-
-    /// An object of `owner` is as planned.
-    pub fn settle(&self, owner: &str, object: Object, pair: String) {
-        self.settled().entry(owner.to_owned()).or_default().insert(object, pair);
-    }
-
     /// Nothing more is waited for: the owner is gone.
     pub fn forget(&self, owner: &str) {
         self.lock().remove(owner);
-        self.settled().remove(owner);
     }
 
-    fn settled(&self) -> MutexGuard<'_, ByOwner<String>> {
-        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ByOwner<(Left, Instant)>> {
-        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Unseen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,20 +96,5 @@ mod tests {
         writes.remember("owner", service, Left::Gone("a".into()));
         assert!(!writes.seen("owner", |_| Some((9, "a".into(), false))));
         assert!(writes.seen("owner", |_| Some((9, "b".into(), false))), "another object of that name is not the one");
-    }
-
-    #[test]
-    fn what_was_compared_is_compared_again_when_it_changed_or_went() {
-        let writes = Writes::default();
-        let service: Object = ("Service", "live".into());
-        writes.settle("owner", service.clone(), "7 a".into());
-        assert!(writes.is_settled("owner", &service, "7 a"));
-        assert!(!writes.is_settled("owner", &service, "8 a") && !writes.is_settled("owner", &service, "7 b"));
-        assert!(!writes.is_settled("other", &service, "7 a"));
-        writes.remember("owner", service.clone(), Left::Gone("uid".into()));
-        assert!(!writes.is_settled("owner", &service, "7 a"));
-        writes.settle("owner", service.clone(), "7 a".into());
-        writes.forget("owner");
-        assert!(!writes.is_settled("owner", &service, "7 a"));
     }
 }

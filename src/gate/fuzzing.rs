@@ -17,11 +17,12 @@ use super::{
     offer::Offer,
     plugin::{self, Fitted},
     reach::Reach,
+    runner::quiet,
     store, text,
 };
 use crate::{
     fuzzing::{assert_shown, lines},
-    model::trial::{Blame, Digest, Grants, Limits, LoadError, Moment, Outcome, Problem, Reason, Trial},
+    model::trial::{Blame, Digest, Limits, LoadError, Outcome, Problem, Reason, Trial},
 };
 
 /// Bytes of a complaint: what is quoted, and the sentence around it.
@@ -71,20 +72,7 @@ pub fn component(bytes: &[u8]) {
 
 /// Asks a plugin what it is, as loading does, but less patiently.
 fn describe(fitted: &Fitted, digest: Digest) {
-    let trial = Trial {
-        id: "describe".into(),
-        digest,
-        settings: Value::Null,
-        moment: Moment::BeforePromotion,
-        timeout: Duration::from_millis(200),
-        limits: Limits { cpu: Duration::from_millis(100), memory: 32 << 20, requests: 0, ..Limits::default() },
-        namespace: String::new(),
-        targets: Vec::new(),
-        state: None,
-        grants: Grants::default(),
-        candidate: None,
-        stable: None,
-    };
+    let trial = Trial { timeout: Duration::from_millis(200), ..quiet("describe", digest, Value::Null) };
     let House { sandbox, reach, runtime, .. } = &*HOUSE;
     let ran = store::run(sandbox, reach, fitted.prepared.as_ref(), trial, |store, gate| gate.describe(store));
     match runtime.block_on(ran).explained() {

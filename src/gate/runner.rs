@@ -344,7 +344,7 @@ fn invalid_settings(problems: &[Problem]) -> Outcome {
 }
 
 /// A trial that asks a plugin about itself.
-fn quiet(id: &str, digest: Digest, settings: Value) -> Trial {
+pub(super) fn quiet(id: &str, digest: Digest, settings: Value) -> Trial {
     Trial {
         id: id.to_owned(),
         digest,

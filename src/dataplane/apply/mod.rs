@@ -211,31 +211,18 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
+        let marked = marked(object);
         match found {
-            Some(found) if self.is_settled(found, object) => Ok(()),
+            Some(found) if holds(found, &marked) => Ok(()),
             Some(found) => {
                 let version = self.take_over(found).await?;
-                self.apply::<K>(&marked(object), (!relabels(found, object)).then_some(&version)).await
+                self.apply::<K>(&marked, (!relabels(found, object)).then_some(version.as_str())).await
             }
-            None => match self.create::<K>(&marked(object)).await? {
+            None => match self.create::<K>(&marked).await? {
                 None => Ok(()),
                 Some(found) => Box::pin(self.settle(object, Some(&found))).await,
             },
         }
-    }
-
-    /// Whether an object is what it should be. What was compared once is compared again when either has changed.
-    fn is_settled<K: Resource<DynamicType = ()> + Serialize>(&self, found: &K, object: &Object) -> bool {
-        let (owner, key) = (&self.intent.owner.uid, (kind::<K>(), object.name.clone()));
-        let pair = format!("{} {}", found.resource_version().unwrap_or_default(), differ::mark(&object.body));
-        if self.writes.is_settled(owner, &key, &pair) {
-            return true;
-        }
-        let holds = holds(found, &marked(object));
-        if holds {
-            self.writes.settle(owner, key, pair);
-        }
-        holds
     }
 
     /// Likewise. A terminating Deployment goes on serving as it is, but does nothing more: where it would have to,
@@ -288,7 +275,7 @@ impl Writer<'_> {
             + Clone
             + std::fmt::Debug,
     {
-        match self.apply::<K>(object, Some(&differ::ABSENT.to_owned())).await {
+        match self.apply::<K>(object, Some(differ::ABSENT)).await {
             Err(error) if error.is_conflict() => self.ours::<K>(object, error).await.map(Some),
             made => made.map(|()| None),
         }
@@ -337,8 +324,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Applies an object to this version of it, and to no other.
-    async fn apply<K>(&self, object: &Object, version: Option<&String>) -> Result<(), Error>
+    /// Applies an object: to this version of it and no other, where one is named.
+    async fn apply<K>(&self, object: &Object, version: Option<&str>) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + DeserializeOwned
@@ -347,7 +334,7 @@ impl Writer<'_> {
     {
         let mut body = object.body.clone();
         if let Some(version) = version {
-            body["metadata"]["resourceVersion"] = version.as_str().into();
+            body["metadata"]["resourceVersion"] = version.into();
         }
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let written = self.api::<K>().patch_metadata(&object.name, &params, &Patch::Apply(&body)).await;

@@ -21,15 +21,15 @@ mod process;
 mod start;
 mod waiting;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::json;
-use sluice::model::trial::{Digest, Endpoint, Grants, Limits, Method, Moment, Scheme, Target, Trial};
+use sluice::model::trial::{Endpoint, Method, Scheme, Target};
 
-use self::languages::Language;
+use self::{fixtures::trial, languages::Language};
 
 fn main() -> Result<()> {
     // Cargo's own flags come first.
@@ -68,23 +68,6 @@ fn row(name: &str, value: f64) {
     #[expect(clippy::print_stdout, reason = "this is what it is run for")]
     {
         println!("{}", json!({ "name": name, "value": value }));
-    }
-}
-
-fn trial(digest: &Digest) -> Trial {
-    Trial {
-        id: "bench".into(),
-        namespace: "bench".into(),
-        digest: digest.clone(),
-        settings: json!({}),
-        moment: Moment::BeforePromotion,
-        timeout: Duration::from_secs(30),
-        limits: Limits::default(),
-        targets: Vec::new(),
-        state: None,
-        grants: Grants::default(),
-        candidate: None,
-        stable: None,
     }
 }
 

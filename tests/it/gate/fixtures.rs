@@ -1,11 +1,14 @@
-//! Gates written as text, for tests and benchmarks.
+//! Gates written as text and the trial that they are run in, for tests and benchmarks.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use serde_json::json;
+use sluice::model::trial::{Digest, Grants, Limits, Moment, Trial};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -45,4 +48,22 @@ pub(crate) fn component(module: &str, contract: &str) -> Bytes {
 /// The component of a fixture.
 pub(crate) fn fixture(name: &str, words: &[(&str, &str)]) -> Bytes {
     component(&module(name, words), &contract())
+}
+
+/// A trial of a loaded plugin with nothing granted.
+pub(crate) fn trial(digest: &Digest) -> Trial {
+    Trial {
+        id: "test".into(),
+        namespace: "ns".into(),
+        digest: digest.clone(),
+        settings: json!({}),
+        moment: Moment::BeforePromotion,
+        timeout: Duration::from_secs(60),
+        limits: Limits::default(),
+        targets: Vec::new(),
+        state: None,
+        grants: Grants::default(),
+        candidate: None,
+        stable: None,
+    }
 }

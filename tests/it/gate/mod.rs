@@ -19,16 +19,14 @@ mod wasi;
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice::{
     gate::{Capacity, Compiler, GateHost as _, LocalGateHost},
-    model::trial::{
-        Blame, Digest, Endpoint, Grants, Limits, Loaded, Method, Moment, Outcome, Report, Scheme, Target, Trial,
-    },
+    model::trial::{Blame, Endpoint, Loaded, Method, Outcome, Report, Scheme, Target, Trial},
 };
 use tokio::net::TcpListener;
 
-pub(crate) use self::fixtures::{component, contract, fixture, module, root};
+pub(crate) use self::fixtures::{component, contract, fixture, module, root, trial};
 
 /// Far beyond what anything here takes: reached only by a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,24 +100,6 @@ fn heard(report: &Report) -> &str {
 fn assert_nobody_came(listener: &TcpListener) {
     let nobody = futures::future::FutureExt::now_or_never(listener.accept());
     assert!(nobody.is_none(), "{nobody:?}");
-}
-
-/// A trial of a loaded plugin with nothing granted.
-pub(crate) fn trial(digest: &Digest) -> Trial {
-    Trial {
-        id: "test".into(),
-        namespace: "ns".into(),
-        digest: digest.clone(),
-        settings: json!({}),
-        moment: Moment::BeforePromotion,
-        timeout: PATIENCE,
-        limits: Limits::default(),
-        targets: Vec::new(),
-        state: None,
-        grants: Grants::default(),
-        candidate: None,
-        stable: None,
-    }
 }
 
 /// Loads `bytes` and runs one trial of them, changed by `change`.
