@@ -1,13 +1,10 @@
 //! Writes the status of an object, where it differs from what is observed.
 
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, Resource, ResourceExt, api::Patch};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
-use crate::model::names::FIELD_MANAGER;
+use super::writer::applying;
 
 /// Applies `wanted` as the status of `object` if `observed` differs. True if it was written.
 ///
@@ -33,7 +30,7 @@ where
         "metadata": { "name": name, "resourceVersion": object.resource_version() },
         "status": wanted,
     });
-    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
+    match api.patch_status(&name, &applying(), &Patch::Apply(body)).await {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),
         Err(error) => Err(error),

@@ -9,8 +9,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kube::api::PatchParams;
+
+use crate::model::names;
+
 /// How long a pass waits for its own writes to show. Only what somebody else removed at once takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How an object is applied: its fields are ours, whoever has changed them.
+///
+/// A body is read once: unless it is told not to, the API reads it a second time, for warnings that nobody would see.
+#[must_use]
+pub fn applying() -> PatchParams {
+    PatchParams::apply(names::FIELD_MANAGER).force().validation_ignore()
+}
+
+/// How a part of an object is written over. Likewise.
+#[must_use]
+pub fn merging() -> PatchParams {
+    PatchParams::apply(names::FIELD_MANAGER).validation_ignore()
+}
 
 /// What a write left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]

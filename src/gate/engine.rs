@@ -66,18 +66,28 @@ impl Sandbox {
     /// # Errors
     /// Where there is no engine, or no thread for its clock.
     pub(super) fn new(trials: u32, compiles: Compiles) -> Result<Self, StartError> {
-        let mut config = config();
-        config.enable_compiler(compiles == Compiles::Yes);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(trials)));
-        let engine = Engine::new(&config).or_else(|error| {
+        Self::pooled(trials, compiles).or_else(|error| {
             tracing::warn!(
-                error = format!("{error:#}"),
+                %error,
                 "no pool for {trials} trials at once: each asks for its memory by itself, which is slower; \
                  lower --max-concurrent-trials or raise the limit of address space (ulimit -v)"
             );
-            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-            Engine::new(&config).map_err(|error| StartError::Engine(format!("{error:#}")))
-        })?;
+            Self::of(InstanceAllocationStrategy::OnDemand, compiles)
+        })
+    }
+
+    /// The same with a pool or not at all.
+    ///
+    /// # Errors
+    /// Likewise, and where the pool cannot be had.
+    pub(super) fn pooled(trials: u32, compiles: Compiles) -> Result<Self, StartError> {
+        Self::of(InstanceAllocationStrategy::Pooling(pool(trials)), compiles)
+    }
+
+    fn of(memory: InstanceAllocationStrategy, compiles: Compiles) -> Result<Self, StartError> {
+        let mut config = config();
+        config.enable_compiler(compiles == Compiles::Yes).allocation_strategy(memory);
+        let engine = Engine::new(&config).map_err(|error| StartError::Engine(format!("{error:#}")))?;
         let clock = Arc::new(Clock::default());
         let (weak, shared) = (engine.weak(), Arc::clone(&clock));
         // An OS thread: a task of the runtime would starve exactly when every worker is busy with a guest.

@@ -33,6 +33,7 @@ mod meter;
 mod offer;
 mod plugin;
 mod reach;
+mod room;
 mod runner;
 mod schema;
 mod store;

@@ -1,10 +1,9 @@
-//! The gate host in this process: plugins by digest, a runtime of their own, and a permit for every trial.
+//! The gate host in this process: a runtime of its own, a turn for every trial, and the room they are run in.
 
 use std::{
-    collections::{HashMap, VecDeque},
     future::Future,
     num::{NonZeroU32, NonZeroUsize},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -21,14 +20,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     GateHost, Presence,
-    bindings::{self, Prepared, TRACKS},
+    bindings::{self, Prepared},
     compile::Compiler,
     engine::{Sandbox, StartError},
     host::credentials,
-    offer::Offer,
     plugin,
     reach::Reach,
-    schema::Schema,
+    room::{Known, Plugin, Room},
     store::{self, Ran, error, explained},
     text,
     turns::{Turn, Turns},
@@ -45,6 +43,12 @@ const QUIET_WALL: Duration = Duration::from_secs(10);
 
 /// Settings of a plugin that are known to fit its schema: gates of so many policies that use it.
 const FITTING: usize = 8;
+
+/// Trials at once beyond which what they leave behind is worth a fresh pool: as many as keep a warm slot.
+const BURST: u32 = 16;
+
+/// How long nothing has run when a burst is over: one that comes in waves is served from the pool that is there.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// How much kinder than the controller: reconciles and the Lease come first on a busy node.
 const NICE: i32 = 10;
@@ -78,28 +82,14 @@ pub struct LocalGateHost {
 }
 
 struct Shared {
-    sandbox: Sandbox,
-    offer: Offer,
+    /// Where trials that start now are run.
+    room: RwLock<Arc<Room>>,
+    /// Held while plugins come and go, and alone while the room is exchanged: what came meanwhile would be lost.
+    changes: tokio::sync::RwLock<()>,
     reach: Arc<Reach>,
-    plugins: RwLock<HashMap<Digest, Arc<Plugin>>>,
     /// A turn for each slot of the pool: an exhausted pool is an error, turns are a queue.
     slots: Turns,
     compiler: Compiler,
-}
-
-/// A loaded plugin.
-struct Plugin {
-    prepared: Box<dyn Prepared>,
-    schema: Schema,
-    /// Settings that fit the schema: those of its last trials, most likely those of its next.
-    fitting: Mutex<VecDeque<Value>>,
-    loaded: Loaded,
-}
-
-impl Plugin {
-    fn fitting(&self) -> MutexGuard<'_, VecDeque<Value>> {
-        self.fitting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl LocalGateHost {
@@ -128,18 +118,24 @@ impl LocalGateHost {
             })
             .enable_all()
             .build()?;
-        let sandbox = Sandbox::new(trials, compiler.of_engine())?;
-        let offer = Offer::new(sandbox.engine(), TRACKS, reach.wasi_http);
-        let shared = Shared {
-            offer: offer.map_err(|error| StartError::Engine(format!("{error:#}")))?,
-            sandbox,
+        let room = Room::new(Sandbox::new(trials, compiler.of_engine())?, reach.wasi_http)?;
+        let shared = Arc::new(Shared {
+            room: RwLock::new(Arc::new(room)),
+            changes: tokio::sync::RwLock::default(),
             reach: Arc::new(reach),
-            plugins: RwLock::default(),
-            slots: Turns::new(usize::try_from(trials).unwrap_or(usize::MAX)),
+            slots: Turns::new(capacity.trials),
             compiler,
-        };
+        });
+        runtime.spawn(Arc::clone(&shared).tidy());
         let presence = watch::Sender::new(Presence::Here(0));
-        Ok(Self { shared: Arc::new(shared), runtime: Some(runtime), presence })
+        Ok(Self { shared, runtime: Some(runtime), presence })
+    }
+
+    /// Moves to a fresh room now. For tests: it happens by itself after a burst.
+    #[doc(hidden)]
+    pub async fn renew(&self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        self.apart(async move { shared.renew().await }).await.unwrap_or_default()
     }
 
     /// The same evaluation by the engine alone, without limits, clocks and records: what the host adds is the difference.
@@ -151,9 +147,9 @@ impl LocalGateHost {
     pub async fn bare(&self, trial: Trial) -> Result<(), String> {
         let shared = Arc::clone(&self.shared);
         let bare = self.apart(async move {
-            let plugin = shared.plugin(&trial.digest).map_err(|_| "the plugin is not loaded".to_owned())?;
+            let (room, plugin) = shared.plugin(&trial.digest).map_err(|_| "the plugin is not loaded".to_owned())?;
             let settings = trial.settings.to_string();
-            let bare = store::bare(&shared.sandbox, &shared.reach, plugin.prepared.as_ref(), trial, &settings);
+            let bare = store::bare(&room.sandbox, &shared.reach, plugin.prepared.as_ref(), trial, &settings);
             bare.await.map_err(|error| format!("{error:#}"))
         });
         bare.await.unwrap_or_else(|| Err("it panicked".into()))
@@ -184,7 +180,8 @@ impl GateHost for LocalGateHost {
     }
 
     async fn unload(&self, digest: &Digest) {
-        self.shared.plugins.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        let _change = self.shared.changes.read().await;
+        self.shared.room().remove(digest);
     }
 
     async fn validate(&self, digest: &Digest, settings: &Value) -> Result<Vec<Problem>, Outcome> {
@@ -205,10 +202,46 @@ impl GateHost for LocalGateHost {
 }
 
 impl Shared {
-    fn plugin(&self, digest: &Digest) -> Result<Arc<Plugin>, Outcome> {
-        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        let plugin = plugins.get(digest).cloned();
-        plugin.ok_or_else(|| error(Blame::PluginNotReady, format!("plugin {digest} is not loaded")))
+    fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.room.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A plugin and the room it is run in, which stands for as long as somebody is in it.
+    fn plugin(&self, digest: &Digest) -> Result<(Arc<Room>, Arc<Plugin>), Outcome> {
+        let room = self.room();
+        match room.plugin(digest) {
+            Some(plugin) => Ok((room, plugin)),
+            None => Err(error(Blame::PluginNotReady, format!("plugin {digest} is not loaded"))),
+        }
+    }
+
+    /// Moves to a fresh room after every burst, once it has been quiet for a while.
+    async fn tidy(self: Arc<Self>) {
+        loop {
+            self.slots.empty_after(BURST).await;
+            tokio::time::sleep(QUIET).await;
+            if self.slots.forget(BURST) {
+                self.renew().await;
+            }
+        }
+    }
+
+    /// Exchanges the room for a fresh one with the same plugins. What trials leave behind in a pool, most of it page tables,
+    /// goes with the pool only. Whoever is in the old one stays there to the end. False where nothing was exchanged: a
+    /// plugin's compiled code is no longer kept, or there is no room for two pools.
+    async fn renew(&self) -> bool {
+        let _alone = self.changes.write().await;
+        let old = self.room();
+        let fresh = match old.again(&self.compiler, self.slots.places(), self.reach.wasi_http).await {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                tracing::debug!(%error, "the pool stays as it is");
+                return false;
+            }
+        };
+        *self.room.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        tracing::debug!("a fresh pool has taken the place of the one before");
+        true
     }
 
     /// Waits for a free slot, no longer than the trial itself may take.
@@ -219,43 +252,44 @@ impl Shared {
 
     async fn load(self: Arc<Self>, bytes: Bytes) -> Result<Loaded, LoadError> {
         let digest = Digest::of(&bytes);
-        if let Ok(known) = self.plugin(&digest) {
-            return Ok(known.loaded.clone());
+        let _change = self.changes.read().await;
+        let room = self.room();
+        if let Some(known) = room.plugin(&digest) {
+            return Ok(known.known.loaded.clone());
         }
         plugin::check(&bytes)?;
-        let engine = self.sandbox.engine();
         let size = bytes.len();
-        let component = self.compiler.component(engine, &digest, bytes).await?;
-        let this = Arc::clone(&self);
-        let linked = move || plugin::fit(this.sandbox.engine(), &this.offer, &component);
-        let fitted = tokio::task::spawn_blocking(linked).await;
-        let fitted =
-            fitted.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the linker failed: {error}"))))?;
+        let component = self.compiler.component(room.sandbox.engine(), &digest, bytes).await?;
+        let fitted = Room::fit(&room, component).await?;
 
-        let described = self.describe(fitted.prepared.as_ref(), &digest).await;
+        let described = self.describe(&room, fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
         let compiled = tokio::task::spawn_blocking(move || bindings::description(described)).await;
         let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
         let (description, schema) = compiled.map_err(LoadError::BadDescription)?;
         let loaded =
             Loaded { digest: digest.clone(), size, contract: fitted.contract, imports: fitted.imports, description };
-        let plugin =
-            Arc::new(Plugin { prepared: fitted.prepared, schema, fitting: Mutex::default(), loaded: loaded.clone() });
-        self.plugins.write().unwrap_or_else(PoisonError::into_inner).insert(digest, plugin);
+        let known = Known { schema, fitting: Mutex::default(), loaded: loaded.clone() };
+        room.insert(digest, Plugin { prepared: fitted.prepared, known: Arc::new(known) });
         Ok(loaded)
     }
 
     /// Asks a plugin about itself, with nothing granted.
-    async fn describe(&self, plugin: &dyn Prepared, digest: &Digest) -> Result<bindings::Description, Outcome> {
+    async fn describe(
+        &self,
+        room: &Room,
+        plugin: &dyn Prepared,
+        digest: &Digest,
+    ) -> Result<bindings::Description, Outcome> {
         let _slot = self.slot("", QUIET_WALL).await?;
         let trial = quiet("describe", digest.clone(), Value::Null);
-        let ran = store::run(&self.sandbox, &self.reach, plugin, trial, |store, gate| gate.describe(store));
+        let ran = store::run(&room.sandbox, &self.reach, plugin, trial, |store, gate| gate.describe(store));
         ran.await.explained()
     }
 
     async fn validate(self: Arc<Self>, digest: Digest, settings: Value) -> Result<Vec<Problem>, Outcome> {
-        let plugin = self.plugin(&digest)?;
-        let problems = schema_problems(&plugin, &settings).await?;
+        let (room, plugin) = self.plugin(&digest)?;
+        let problems = schema_problems(&plugin.known, &settings).await?;
         if !problems.is_empty() {
             return Ok(problems);
         }
@@ -263,7 +297,7 @@ impl Shared {
         let text = settings.to_string();
         let trial = quiet("validate", digest, settings);
         let limits = trial.limits;
-        let ran = store::run(&self.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
+        let ran = store::run(&room.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
             Box::pin(async move { gate.validate(store, &text).await })
         });
         Ok(bindings::problems(ran.await.explained()?, &limits))
@@ -271,11 +305,11 @@ impl Shared {
 
     /// Everything that comes of a trial is a report: nobody above has to remember to fail closed.
     async fn judge(self: Arc<Self>, trial: Trial) -> Report {
-        let plugin = match self.plugin(&trial.digest) {
-            Ok(plugin) => plugin,
+        let (room, plugin) = match self.plugin(&trial.digest) {
+            Ok(found) => found,
             Err(outcome) => return Report::of(outcome),
         };
-        match schema_problems(&plugin, &trial.settings).await {
+        match schema_problems(&plugin.known, &trial.settings).await {
             Ok(problems) if problems.is_empty() => {}
             Ok(problems) => return Report::of(invalid_settings(&problems)),
             Err(outcome) => return Report::of(outcome),
@@ -288,7 +322,7 @@ impl Shared {
         let queued = asked.elapsed();
         let (limits, credentials) = (trial.limits, trial.grants.credentials.clone());
         let settings = trial.settings.to_string();
-        let ran = store::run(&self.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
+        let ran = store::run(&room.sandbox, &self.reach, plugin.prepared.as_ref(), trial, |store, gate| {
             Box::pin(async move {
                 let problems = gate.validate(store, &settings).await?;
                 if problems.is_empty() { gate.evaluate(store, &settings).await.map(Ok) } else { Ok(Err(problems)) }
@@ -317,7 +351,7 @@ impl Shared {
 }
 
 /// Checks settings against a plugin's schema, away from the threads that run guests.
-async fn schema_problems(plugin: &Arc<Plugin>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
+async fn schema_problems(plugin: &Arc<Known>, settings: &Value) -> Result<Vec<Problem>, Outcome> {
     if plugin.fitting().contains(settings) {
         return Ok(Vec::new());
     }

@@ -2,18 +2,29 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// A number of places.
 #[derive(Clone, Debug)]
-pub struct Turns(Arc<Mutex<Queue>>);
+pub struct Turns(Arc<Places>);
+
+#[derive(Debug)]
+struct Places {
+    number: NonZeroU32,
+    queue: Mutex<Queue>,
+    /// Told whenever the last place is given back.
+    emptied: Notify,
+}
 
 #[derive(Debug)]
 struct Queue {
-    free: usize,
+    taken: u32,
+    /// Most that were taken at once since that was forgotten.
+    most: u32,
     /// Who waits, by namespace, each in the order in which they came.
     waiting: BTreeMap<String, VecDeque<oneshot::Sender<Turn>>>,
     /// Whose turn it was last.
@@ -27,12 +38,37 @@ pub struct Turn(Option<Turns>);
 impl Turns {
     /// So many places.
     #[must_use]
-    pub fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(Queue { free: places, waiting: BTreeMap::new(), last: String::new() })))
+    pub fn new(number: NonZeroU32) -> Self {
+        let queue = Queue { taken: 0, most: 0, waiting: BTreeMap::new(), last: String::new() };
+        Self(Arc::new(Places { number, queue: Mutex::new(queue), emptied: Notify::new() }))
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn places(&self) -> NonZeroU32 {
+        self.0.number
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody has a place, after more than so many had one at once.
+    pub async fn empty_after(&self, burst: u32) {
+        while !self.lock().is_over(burst) {
+            self.0.emptied.notified().await;
+        }
+    }
+
+    /// Forgets a burst. False where it is not over: somebody has a place again.
+    #[must_use]
+    pub fn forget(&self, burst: u32) -> bool {
+        let mut queue = self.lock();
+        let over = queue.is_over(burst);
+        if over {
+            queue.most = 0;
+        }
+        over
     }
 
     /// Waits for a place. Who stops waiting is skipped.
@@ -48,8 +84,10 @@ impl Turns {
     fn serve(&self) {
         loop {
             let mut queue = self.lock();
-            let Some(waiter) = (queue.free > 0).then(|| queue.next()).flatten() else { return };
-            queue.free -= 1;
+            let free = queue.taken < self.0.number.get();
+            let Some(waiter) = free.then(|| queue.next()).flatten() else { return };
+            queue.taken += 1;
+            queue.most = queue.most.max(queue.taken);
             // A turn that nobody takes is dropped, and dropping it takes the lock.
             drop(queue);
             let _ = waiter.send(Turn(Some(self.clone())));
@@ -58,6 +96,10 @@ impl Turns {
 }
 
 impl Queue {
+    fn is_over(&self, burst: u32) -> bool {
+        self.taken == 0 && self.most > burst
+    }
+
     fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = self.waiting.range::<String, _>((Excluded(&self.last), Unbounded)).next();
@@ -75,8 +117,15 @@ impl Queue {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(turns) = self.0.take() {
-            turns.lock().free += 1;
+            let taken = {
+                let mut queue = turns.lock();
+                queue.taken -= 1;
+                queue.taken
+            };
             turns.serve();
+            if taken == 0 {
+                turns.0.emptied.notify_one();
+            }
         }
     }
 }
@@ -94,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_namespace_that_asks_for_much_does_not_keep_out_the_others() {
-        let turns = Turns::new(1);
+        let turns = Turns::new(NonZeroU32::MIN);
         let first = turns.take("a").now_or_never().expect("a free place");
         let (mut more, mut other) = ([asked(&turns, "a"), asked(&turns, "a")], asked(&turns, "b"));
         drop(first);
@@ -108,8 +157,25 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_over_when_nobody_has_a_place_and_is_told_once() {
+        let turns = Turns::new(NonZeroU32::new(3).expect("a number"));
+        let take = || turns.take("a").now_or_never().expect("a place");
+        drop((take(), take()));
+        let mut told = turns.empty_after(2).boxed();
+        assert!((&mut told).now_or_never().is_none(), "two are no burst");
+        let burst = (take(), take(), take());
+        drop((burst.0, burst.1));
+        assert!((&mut told).now_or_never().is_none(), "one is left");
+        assert!(!turns.forget(2));
+        drop(burst.2);
+        assert!((&mut told).now_or_never().is_some());
+        assert!(turns.forget(2));
+        assert!(!turns.forget(2), "it is forgotten");
+    }
+
+    #[test]
     fn who_stops_waiting_keeps_no_place() {
-        let turns = Turns::new(1);
+        let turns = Turns::new(NonZeroU32::MIN);
         let first = turns.take("a").now_or_never().expect("a free place");
         drop(asked(&turns, "a"));
         let mut patient = asked(&turns, "b");

@@ -1,6 +1,6 @@
 //! Watches plugins of one kind, and ConfigMaps without their data.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -139,7 +139,7 @@ pub async fn run<K: PluginObject>(setup: Setup) {
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// Plugins that are loaded at once. They compile one at a time anyhow.
-const PLACES: usize = 2;
+const PLACES: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 
 /// Passes at the same time: more than there will be registries that hang.
 const CONCURRENCY: u16 = 16;

@@ -11,8 +11,18 @@ use super::{
 pub const ABSENT: &str = "1";
 
 /// Hash of a rendered object. A field that is no longer rendered shows here, for the object still has it.
+///
+/// The place of a Deployment, and whether it is held, are no part of it. They change when traffic has moved; but a mark that
+/// changed with them would be another generation of the Deployment, for which its controller writes it and its ReplicaSet.
 #[must_use]
 pub fn mark(body: &Value) -> String {
+    let mut body = body.clone();
+    if body["kind"] == "Deployment"
+        && let Some(metadata) = body["metadata"].as_object_mut()
+    {
+        metadata.remove("finalizers");
+        metadata.get_mut("labels").and_then(Value::as_object_mut).map(|labels| labels.remove(names::DEPLOYMENT_STATE));
+    }
     names::hash(&[&body.to_string()], 16)
 }
 
@@ -20,7 +30,16 @@ pub fn mark(body: &Value) -> String {
 /// Fields that only `found` has belong to others.
 #[must_use]
 pub fn holds(found: &Value, planned: &Value) -> bool {
-    contains("", "", found, planned)
+    contains("", "", found, planned) && !lingers(&found["metadata"], &planned["metadata"])
+}
+
+/// Whether a Deployment still has the place or the finalizer that it should lose, which no mark tells.
+fn lingers(found: &Value, planned: &Value) -> bool {
+    let place = |metadata: &Value| metadata["labels"][names::DEPLOYMENT_STATE].is_string();
+    let holds = |list: &Vec<Value>| list.iter().any(|finalizer| finalizer == names::WAIT_FOR_OWNER);
+    let held = found["finalizers"].as_array().is_some_and(holds);
+    let let_go = planned["finalizers"].as_array().is_some_and(|list| !holds(list));
+    place(found) && planned["labels"].is_object() && !place(planned) || held && let_go
 }
 
 /// `parent` is the field that holds the object, or the list of objects, in which `field` is.
@@ -133,6 +152,29 @@ mod tests {
         let planned = json!({"spec": {"containers": [{"name": "proxy", "image": "a"}], "securityContext": {}}, "metadata": {"labels": {"a": "b"}}});
         let found = json!({"spec": {"containers": [{"name": "mesh"}, {"name": "proxy", "image": "a", "stdin": false}]}, "metadata": {"labels": {"a": "b", "c": "d"}}, "status": {}});
         assert!(holds(&found, &planned));
+    }
+
+    #[test]
+    fn the_place_of_a_deployment_makes_no_other_mark_and_is_seen_all_the_same() {
+        let deployment = |place: Value, finalizers: Value| {
+            json!({
+                "kind": "Deployment",
+                "metadata": { "labels": { "app": "a", (names::DEPLOYMENT_STATE): place }, "finalizers": finalizers },
+            })
+        };
+        let live = deployment("live".into(), json!([names::WAIT_FOR_OWNER]));
+        let mut let_go = deployment(Value::Null, json!([]));
+        let_go["metadata"]["labels"].as_object_mut().expect("labels").remove(names::DEPLOYMENT_STATE);
+        let preview = deployment("preview".into(), json!([names::WAIT_FOR_OWNER]));
+        assert_eq!((mark(&live), mark(&preview)), (mark(&let_go), mark(&let_go)));
+        assert!(holds(&live, &live) && holds(&let_go, &let_go));
+        assert!(!holds(&live, &preview) && !holds(&let_go, &live), "it has another place");
+        let mut unlabelled = live.clone();
+        unlabelled["metadata"]["labels"] = let_go["metadata"]["labels"].clone();
+        assert!(!holds(&live, &unlabelled), "it has a place that it should lose");
+        let mut held = let_go.clone();
+        held["metadata"]["finalizers"] = json!([names::WAIT_FOR_OWNER]);
+        assert!(!holds(&held, &let_go), "it is held");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ use self::certificate::Authority;
 use super::build::{Object, Planned, Surplus};
 use crate::{
     api::{DataPlane, Promotion, dataplane::PROMOTE_WHEN_READY},
-    cluster::writer::{Left, Writes},
+    cluster::writer::{Left, Writes, applying, merging},
     model::{
         Intent, Observed, differ, names,
         observed::{Record, is_terminating},
@@ -336,8 +336,7 @@ impl Writer<'_> {
         if let Some(version) = version {
             body["metadata"]["resourceVersion"] = version.into();
         }
-        let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let written = self.api::<K>().patch_metadata(&object.name, &params, &Patch::Apply(&body)).await;
+        let written = self.api::<K>().patch_metadata(&object.name, &applying(), &Patch::Apply(&body)).await;
         let written = written.map_err(|source| failed::<K>("apply", &object.name, source))?;
         tracing::debug!(kind = kind::<K>(), name = object.name, "applied");
         self.remember(&written);
@@ -347,11 +346,10 @@ impl Writer<'_> {
     /// Gives a record its place in the order of promotions. Nothing else of a record ever changes, and all of it is a lot to
     /// send for a number.
     async fn mark(&self, record: &Object, found: &Record) -> Result<(), Error> {
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
         let metadata = json!({ "resourceVersion": found.version });
         let body = json!({ "metadata": metadata, "revision": record.body["revision"] });
         let written =
-            self.api::<ControllerRevision>().patch_metadata(&record.name, &params, &Patch::Merge(&body)).await;
+            self.api::<ControllerRevision>().patch_metadata(&record.name, &merging(), &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<ControllerRevision>("mark", &record.name, source))?);
         Ok(())
     }
@@ -364,7 +362,7 @@ impl Writer<'_> {
         let body = json!({
             "metadata": { "resourceVersion": version, "annotations": { PROMOTE_WHEN_READY: Value::Null } },
         });
-        let written = self.api::<DataPlane>().patch_metadata(name, &PatchParams::default(), &Patch::Merge(&body)).await;
+        let written = self.api::<DataPlane>().patch_metadata(name, &merging(), &Patch::Merge(&body)).await;
         self.remember(
             &written.map_err(|source| failed::<DataPlane>("remove the promote annotation of", name, source))?,
         );
@@ -461,7 +459,7 @@ where
 {
     let others: Vec<_> = object.finalizers().iter().filter(|finalizer| *finalizer != names::WAIT_FOR_OWNER).collect();
     let body = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": others } });
-    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
+    match api.patch(&object.name_any(), &merging(), &Patch::Merge(&body)).await {
         Ok(released) => Ok(Some(released)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error),

@@ -8,7 +8,7 @@ use std::{
 
 use kube::{
     Client, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::Patch,
     core::PartialObjectMeta,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
@@ -17,8 +17,9 @@ use serde_json::{Value, json};
 use super::{Error, Writer, failed};
 use crate::{
     api::{DataPlane, Promotion, dataplane::DataPlaneStatus, promotion::PromotionStatus},
+    cluster::writer::merging,
     dataplane::status::Note,
-    model::{Observed, Phase, Plan, names, plan::Cleared},
+    model::{Observed, Phase, Plan, plan::Cleared},
 };
 
 /// Publishes what this pass decided. One status write for each object at most. A decision that is void goes before
@@ -136,8 +137,7 @@ impl Writer<'_> {
         let Cleared { promotion, resource_version, retry_only, .. } = cleared;
         let decision = if *retry_only { json!({ "retry": null }) } else { Value::Null };
         let body = json!({ "metadata": { "resourceVersion": resource_version }, "spec": { "decision": decision } });
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-        let written = self.api::<Promotion>().patch(promotion, &params, &Patch::Merge(&body)).await;
+        let written = self.api::<Promotion>().patch(promotion, &merging(), &Patch::Merge(&body)).await;
         let written = written.map_err(|source| failed::<Promotion>("take a decision off", promotion, source))?;
         self.remember(&written);
         Ok(written.resource_version().unwrap_or_default())
@@ -155,9 +155,8 @@ impl Writer<'_> {
         if let Some(version) = resource_version {
             body["metadata"] = json!({ "resourceVersion": version });
         }
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
         let written =
-            self.api::<PartialObjectMeta<Promotion>>().patch_status(name, &params, &Patch::Merge(&body)).await;
+            self.api::<PartialObjectMeta<Promotion>>().patch_status(name, &merging(), &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<Promotion>("write the status of", name, source))?);
         Ok(())
     }
@@ -176,9 +175,8 @@ impl Writer<'_> {
         if let Some(version) = only_if {
             body["metadata"]["resourceVersion"] = version.into();
         }
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
         let written =
-            self.api::<PartialObjectMeta<DataPlane>>().patch_status(name, &params, &Patch::Merge(&body)).await;
+            self.api::<PartialObjectMeta<DataPlane>>().patch_status(name, &merging(), &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<DataPlane>("write the status of", name, source))?);
         Ok(())
     }

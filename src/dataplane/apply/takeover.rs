@@ -17,7 +17,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Error, Writer, failed, version};
-use crate::model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER};
+use crate::{
+    cluster::writer::merging,
+    model::names::{APPLIED, COUNT_MANAGER, FIELD_MANAGER, KONG_MANAGER},
+};
 
 impl Writer<'_> {
     /// Takes over what Kong's operator holds of an object that we have never applied. Returns the version that the object
@@ -40,7 +43,7 @@ impl Writer<'_> {
         ]);
         let refused = |source| failed::<K>("take over the fields of", name, source);
         let patch = serde_json::from_value(patch).map_err(|error| refused(kube::Error::SerdeError(error)))?;
-        let written = api.patch(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
+        let written = api.patch(name, &merging(), &Patch::Json::<()>(patch)).await;
         let written = written.map_err(refused)?;
         self.remember(&written);
         Ok(version(&written))

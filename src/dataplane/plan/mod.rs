@@ -333,9 +333,10 @@ impl<'a> Scene<'a> {
             }
             Phase::Draining => {
                 side(&self.candidate, staged(), Some(State::Live), count);
-                let next = self.candidate.next(&intent.owner.uid);
-                side(&next, staged(), Some(State::Preview), none);
-                if !self.drained() {
+                if self.drained() {
+                    let next = self.candidate.next(&intent.owner.uid);
+                    side(&next, staged(), Some(State::Preview), none);
+                } else {
                     // Rendered from the wish that was live before, as it was: only its label goes.
                     let before = self.standing_record();
                     side(&self.stable, before.map(|record| record.wish.clone()), None, count);

@@ -72,6 +72,17 @@ impl Compiler {
             Self::Child(workshop) => workshop.component(engine, digest, &bytes).await,
         }
     }
+
+    /// The component of this digest, if what was compiled of it is kept.
+    ///
+    /// # Errors
+    /// Why that cannot be said.
+    pub(super) async fn kept(&self, engine: &Engine, digest: &Digest) -> Result<Option<Component>, LoadError> {
+        match self {
+            Self::InProcess => Ok(None),
+            Self::Child(workshop) => workshop.kept(engine, digest).await,
+        }
+    }
 }
 
 /// Compilers, disks and MACs are no work for the threads that run gates.

@@ -63,12 +63,12 @@ impl Workshop {
         digest: &Digest,
         bytes: &[u8],
     ) -> Result<Component, LoadError> {
-        if let Some(component) = self.cached(engine, digest).await? {
+        if let Some(component) = self.kept(engine, digest).await? {
             return Ok(component);
         }
         let _turn = self.turn.acquire().await;
         // Whoever had the turn before may have compiled the same.
-        if let Some(component) = self.cached(engine, digest).await? {
+        if let Some(component) = self.kept(engine, digest).await? {
             return Ok(component);
         }
         if let Some(failure) = self.failure(digest) {
@@ -81,7 +81,11 @@ impl Workshop {
         compiled
     }
 
-    async fn cached(&self, engine: &Engine, digest: &Digest) -> Result<Option<Component>, LoadError> {
+    /// The component from the cache.
+    ///
+    /// # Errors
+    /// Why the cache cannot be read, or what it has not be used.
+    pub(super) async fn kept(&self, engine: &Engine, digest: &Digest) -> Result<Option<Component>, LoadError> {
         let (cache, engine, digest) = (Arc::clone(&self.cache), engine.clone(), digest.clone());
         apart(move || {
             let Some(artifact) = cache.get(&digest, &engine).map_err(|error| unkept(&error))? else { return Ok(None) };

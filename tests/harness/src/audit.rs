@@ -76,6 +76,9 @@ pub struct Sent {
     /// Which object it is about.
     #[serde(default)]
     pub metadata: Metadata,
+    /// Of a deletion: what must still hold.
+    #[serde(default)]
+    pub preconditions: Metadata,
 }
 
 /// Which object it is about.
@@ -136,7 +139,8 @@ impl Request {
 
     /// The version that the object must have for this to be done, where the policy of the cluster keeps it.
     pub fn only_if(&self) -> Option<&str> {
-        self.request_object.as_ref()?.metadata.resource_version.as_deref()
+        let Sent { metadata, preconditions } = self.request_object.as_ref()?;
+        metadata.resource_version.as_deref().or(preconditions.resource_version.as_deref())
     }
 
     /// Whether a ServiceAccount sent it.
@@ -158,6 +162,7 @@ mod tests {
 
     /// One line of the log as the apiserver writes it, shortened; the object is there only at level Request.
     const CONFLICT: &str = r#"{"kind":"Event","level":"Request","stage":"ResponseComplete","requestReceivedTimestamp":"2026-11-27T01:15:51.174000Z","verb":"patch","user":{"username":"system:serviceaccount:sluice-system:sluice-operator","groups":[]},"userAgent":"sluice","objectRef":{"resource":"promotions","namespace":"a","name":"b","apiGroup":"sluice.dev","subresource":"status"},"responseStatus":{"metadata":{},"status":"Failure","code":409},"requestObject":{"kind":"Promotion","metadata":{"name":"b","resourceVersion":"7"},"status":{}}}"#;
+    const DELETION: &str = r#"{"level":"Request","requestReceivedTimestamp":"2026-11-27T01:15:51.174000Z","verb":"delete","user":{"username":"system:serviceaccount:sluice-system:sluice-operator"},"objectRef":{"resource":"deployments","namespace":"a","name":"b","apiGroup":"apps"},"responseStatus":{"code":409},"requestObject":{"kind":"DeleteOptions","apiVersion":"v1","preconditions":{"uid":"c","resourceVersion":"7"},"propagationPolicy":"Background"}}"#;
     const PROBE: &str = r#"{"level":"Metadata","requestReceivedTimestamp":"2026-11-27T01:15:50.000001Z","verb":"get","user":{"username":"system:anonymous"},"requestURI":"/readyz"}"#;
 
     #[test]
@@ -172,6 +177,12 @@ mod tests {
         assert!(conflict.is_write() && conflict.is_conflict() && !conflict.is_read());
         assert_eq!((probe.resource(), probe.only_if()), ("", None));
         assert!(probe.is_read() && !probe.is_conflict());
+    }
+
+    #[test]
+    fn a_deletion_names_its_version_among_its_preconditions() {
+        let requests = parse(&format!("{DELETION}\n"), Timestamp::UNIX_EPOCH).expect("a whole line");
+        assert_eq!((requests[0].kind().as_str(), requests[0].only_if()), ("delete deployments", Some("7")));
     }
 
     #[test]

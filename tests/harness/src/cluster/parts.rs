@@ -68,6 +68,7 @@ impl Cluster {
             "omitStages": ["RequestReceived"],
             "rules": [
                 { "level": "Request", "users": [operator], "verbs": ["patch"], "resources": conditional },
+                { "level": "Request", "users": [operator], "verbs": ["delete"] },
                 { "level": "Metadata" },
             ],
         });

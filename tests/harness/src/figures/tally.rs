@@ -79,16 +79,17 @@ impl Tally {
 }
 
 fn is_unexpected_conflict(request: &Request) -> bool {
-    request.is_write() && request.is_conflict() && !is_commit(request)
+    request.is_write() && request.is_conflict() && !is_conditional(request)
 }
 
-/// Whether it names the version it was decided on: the record of an upgrade, the status that freezes the spec, and the
-/// switch of a Service. Such a write is meant to fail when something has changed.
-fn is_commit(request: &Request) -> bool {
+/// Whether it names the version it was decided on: the record of an upgrade, the status that freezes the spec, the switch
+/// of a Service, a deletion. Such a write is meant to fail when something has changed.
+fn is_conditional(request: &Request) -> bool {
     let object = request.object_ref.as_ref();
-    let guarded = object.is_some_and(|object| match object.resource.as_str() {
-        "promotions" | "dataplanes" => object.subresource == "status",
-        "services" => object.subresource.is_empty(),
+    let guarded = object.is_some_and(|object| match (request.verb.as_str(), object.resource.as_str()) {
+        ("delete", _) => true,
+        (_, "promotions" | "dataplanes") => object.subresource == "status",
+        (_, "services") => object.subresource.is_empty(),
         _ => false,
     });
     guarded && request.only_if().is_some_and(|version| version != ABSENT)
@@ -108,7 +109,8 @@ mod tests {
             "responseStatus": { "code": code },
         });
         if let Some(version) = version {
-            line["requestObject"] = json!({ "metadata": { "resourceVersion": version } });
+            let place = if verb == "delete" { "preconditions" } else { "metadata" };
+            line["requestObject"] = json!({ place: { "resourceVersion": version } });
         }
         serde_json::from_value(line).expect("a request")
     }
@@ -140,6 +142,8 @@ mod tests {
             (request("patch", "services", "", 409, None), 1),
             (request("patch", "dataplanes", "", 409, Some("7")), 1),
             (request("patch", "deployments", "", 409, None), 1),
+            (request("delete", "deployments", "", 409, Some("7")), 0),
+            (request("delete", "deployments", "", 409, None), 1),
             (request("patch", "deployments", "", 200, None), 0),
         ];
         for (request, unexpected) in rows {
