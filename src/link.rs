@@ -7,5 +7,7 @@ fn main() {
         // The loader reads every relocation when the process starts, and what was read stays in memory: packed they are a
         // few kilobytes instead of megabytes. glibc knows them from 2.36 on.
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        // Code that is made for many types is often the same for several: once is enough, on disk and in memory.
+        println!("cargo:rustc-link-arg-bins=-Wl,--icf=all");
     }
 }

@@ -101,19 +101,24 @@ impl Process {
 
     /// The same, once that does not change any more.
     pub(super) async fn memory(&self) -> Result<f64> {
+        self.memory_calm(Duration::from_millis(200)).await
+    }
+
+    /// The same, once that has not changed for so long.
+    pub(super) async fn memory_calm(&self, calm: Duration) -> Result<f64> {
         let began = Instant::now();
-        let mut before = self.group.memory()?;
-        loop {
+        let (mut before, mut since) = (self.group.memory()?, Instant::now());
+        while since.elapsed() < calm {
             sleep(Duration::from_millis(200)).await;
             let now = self.group.memory()?;
-            if (now - before).abs() < 0.05 {
-                return Ok(now);
+            if (now - before).abs() >= 0.05 {
+                (before, since) = (now, Instant::now());
             }
             if began.elapsed() > PATIENCE {
-                bail!("the memory of the gate host does not come to rest: {before} MiB, then {now} MiB");
+                bail!("the memory of the gate host does not come to rest: now it is {now} MiB");
             }
-            before = now;
         }
+        Ok(before)
     }
 }
 

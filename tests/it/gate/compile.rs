@@ -13,12 +13,13 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use sluice::{
     gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Workshop},
-    model::trial::{Blame, Digest, LoadError},
+    model::trial::{Blame, Digest, LoadError, Scheme},
 };
 use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
 use super::{
-    PATIENCE, assert_blames, assert_passes, component, contract, fixture, module,
+    Asks, PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, module,
     process::{SLUICE, process},
     run, trial,
 };
@@ -69,6 +70,40 @@ async fn what_a_child_compiled_is_run_and_kept_for_the_owner_alone() {
     let [artifact] = folder.artifacts().try_into().expect("one artifact and nothing unfinished");
     assert_eq!(fs::metadata(&artifact).unwrap().permissions().mode() & 0o777, 0o400);
     assert_eq!(fs::metadata(folder.path("artifacts")).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_fresh_pool_takes_the_place_of_the_one_before_and_loses_nobody() {
+    let folder = Folder::new();
+    let host = folder.host(SLUICE);
+    let (asks, good) = (Asks::default().gate(), fixture("good", &[]));
+    assert_passes(&run(&host, good.clone(), |_| {}).await);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = candidate(Scheme::Http, &[listener.local_addr().unwrap()]);
+    let under_way = run(&host, asks, |trial| trial.targets = vec![target]);
+    let renewed = async {
+        let (mut asked, _) = listener.accept().await.unwrap();
+        assert!(host.renew().await);
+        assert_passes(&host.run(trial(&Digest::of(&good))).await);
+        asked.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        asked
+    };
+    let (report, _asked) = tokio::join!(under_way, renewed);
+    assert_passes(&report);
+
+    host.unload(&Digest::of(&good)).await;
+    assert!(host.renew().await);
+    assert_blames(&host.run(trial(&Digest::of(&good))).await, Blame::PluginNotReady);
+}
+
+#[tokio::test]
+async fn a_pool_whose_plugins_code_is_not_kept_stays() {
+    let folder = Folder::new();
+    let (host, good) = (folder.host(SLUICE), fixture("good", &[]));
+    assert_passes(&run(&host, good.clone(), |_| {}).await);
+    folder.artifacts().iter().for_each(|artifact| fs::remove_file(artifact).unwrap());
+    assert!(!host.renew().await);
+    assert_passes(&host.run(trial(&Digest::of(&good))).await);
 }
 
 #[tokio::test]
