@@ -29,7 +29,7 @@ use crate::cluster::Cluster;
 use crate::http;
 use crate::install::{self, Build};
 use crate::kit::{self, Kit};
-use crate::load::{Gateway, Kind, Load, Tallies, Tally};
+use crate::load::{Gateway, Load, Tallies, Tally};
 use crate::progress::Step;
 use crate::wait::{PATIENCE, wait};
 
@@ -252,6 +252,7 @@ fn next(live: &str, wanted: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::Kind;
 
     #[test]
     fn what_was_moved_back_is_not_asked_for_next() {
