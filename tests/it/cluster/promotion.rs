@@ -15,6 +15,7 @@ fn nobody_loses_a_request_while_gateways_are_promoted_and_moved_back() -> Result
     kit::run(async |kit| {
         let measured = series(kit, Entrance::Service, 5, 2).await?;
         assert_eq!((measured.over_delay.len(), measured.rollbacks.len()), (5, 2));
+        ensure!(measured.over_delay.iter().all(|over| *over >= 0.0), "gone too early: {:?}", measured.over_delay);
         let all = Tally::of_all(measured.users.values());
         ensure!(all.lost == 0, "{all:?}");
         for kind in Kind::ALL {

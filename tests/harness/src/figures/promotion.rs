@@ -7,7 +7,7 @@
 //! | `retried` | of those, sent once more because the server closed a kept connection that they were on their way over |
 //! | `longest_gap_ms` | the longest time that one user was without an answer |
 //! | `rollback_ms_p50` | `spec.decision.rollback` sent -> both live Services seen back at the replaced side |
-//! | `old_side_over_delay_s_max` | `PromotionDone` seen -> the replaced Deployment seen gone, less `scaleDownDelaySeconds` |
+//! | `old_side_over_delay_s_max` | `status.switchedAt` of the Promotion -> the replaced Deployment seen gone, less `scaleDownDelaySeconds` |
 //! | `old_side_over_delay_s_min` | the same, the earliest: before its time is over it may not go |
 //!
 //! Each promotion is approved with its patch. A rollback is one that has arrived, and is moved back while the replaced side
@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -186,10 +187,12 @@ impl Series<'_> {
     async fn promote(&mut self) -> Result<()> {
         let before = self.kit.api::<Deployment>().list(&ListParams::default().labels(LIVE_DEPLOYMENTS)).await?;
         let replaced = before.items.first().context("nothing is live")?.name_any();
-        self.arrive().await?;
-        let arrived = Instant::now();
+        let generation = self.arrive().await?;
         wait(self.kit.api::<Deployment>(), &replaced, "go", PATIENCE, |found| found.is_none()).await?;
-        self.measured.over_delay.push(arrived.elapsed().as_secs_f64() - DELAY.as_secs_f64());
+        let gone = Timestamp::now();
+        let switched = self.promotion(generation).await?.data["status"]["switchedAt"].take();
+        let switched: Timestamp = switched.as_str().context("it is not on record when traffic had moved")?.parse()?;
+        self.measured.over_delay.push(gone.duration_since(switched).as_secs_f64() - DELAY.as_secs_f64());
         gateways::rest(self.kit, NAME).await?;
         self.live = self.wanted;
         Ok(())
@@ -203,10 +206,7 @@ impl Series<'_> {
         let [one, other] = &services.items[..] else { anyhow::bail!("{} live Services", services.items.len()) };
         let generation = self.arrive().await?;
 
-        let promotions = objects(self.kit, "sluice.dev", "v1alpha1", "Promotion");
-        let mut found = promotions.list(&ListParams::default()).await?.items.into_iter();
-        let promotion = found.find(|promotion| promotion.data["spec"]["generation"] == json!(generation));
-        let promotion = promotion.context("the upgrade is on no record")?.name_any();
+        let promotion = self.promotion(generation).await?.name_any();
         let decision = json!({ "rollback": true, "by": self.name().await?, "reason": "measured" });
         let decision = Patch::Merge(json!({ "spec": { "decision": decision } }));
 
@@ -218,11 +218,18 @@ impl Series<'_> {
             wait(self.kit.api::<Service>(), &service.name_any(), "go back", PATIENCE, back).await
         };
         let decided = Instant::now();
-        promotions.patch(&promotion, &PatchParams::default(), &decision).await?;
+        promotions(self.kit).patch(&promotion, &PatchParams::default(), &decision).await?;
         tokio::try_join!(returns(one), returns(other))?;
         self.measured.rollbacks.push(decided.elapsed().as_secs_f64() * 1_000.0);
         let rolled_back = |found: Option<&DynamicObject>| found.and_then(reason) == Some("RolledBack");
         wait(dataplanes(self.kit), NAME, "be rolled back", PATIENCE, rolled_back).await.map(drop)
+    }
+
+    /// The record of the upgrade to a generation.
+    async fn promotion(&self, generation: Option<i64>) -> Result<DynamicObject> {
+        let mut found = promotions(self.kit).list(&ListParams::default()).await?.items.into_iter();
+        let found = found.find(|promotion| promotion.data["spec"]["generation"] == json!(generation));
+        found.context("the upgrade is on no record")
     }
 
     /// Asks for another release, approved, until traffic has arrived there; the generation that this is.
@@ -242,6 +249,10 @@ impl Series<'_> {
         let user = review.status.and_then(|status| status.user_info).and_then(|user| user.username);
         Ok(json!(user.context("the apiserver does not say who this is")?))
     }
+}
+
+fn promotions(kit: &Kit) -> Api<DynamicObject> {
+    objects(kit, "sluice.dev", "v1alpha1", "Promotion")
 }
 
 /// A release that is neither live nor rejected.
