@@ -145,7 +145,7 @@ pub struct PromotionStatus {
     pub commit: Option<Commit>,
     /// When all traffic had moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub switched_at: Option<Time>,
+    pub switched_at: Option<MicroTime>,
     /// How the upgrade ended; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -378,7 +378,7 @@ pub struct Back {
     pub message: String,
     /// When all of it was back: the side it left lives on from here like a replaced one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub returned_at: Option<Time>,
+    pub returned_at: Option<MicroTime>,
 }
 
 /// The decision to move traffic.
@@ -397,6 +397,9 @@ pub struct Commit {
     /// Set when traffic has to go back to `from`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back: Option<Back>,
+    /// The generation of the DataPlane that `from` was live for, which `Ready` goes back to with traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_generation: Option<i64>,
     /// The gates that judge once traffic has moved, by the policies of that moment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verifies: Vec<Verifies>,

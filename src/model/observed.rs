@@ -159,6 +159,13 @@ impl Observed {
         self.promotions.iter().rev().find(|promotion| verdict(promotion).is_none()).map(Arc::as_ref)
     }
 
+    /// The generation of the spec that is live, as `Ready` has it.
+    #[must_use]
+    pub fn live_generation(&self) -> Option<i64> {
+        let conditions = &self.status.as_ref()?.conditions;
+        conditions.iter().find(|condition| condition.type_ == "Ready")?.observed_generation
+    }
+
     /// The gates that judge the upgrade under way once traffic has moved, as its commit knew them.
     pub fn verifies(&self) -> impl Iterator<Item = &Verifies> {
         let commit = self.open().and_then(|open| open.status.as_ref()?.commit.as_ref());

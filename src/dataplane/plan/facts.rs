@@ -10,7 +10,7 @@ use super::targets;
 use crate::{
     api::promotion::{Decided, Decision, JudgedPod, Promotion, Verdict},
     model::{
-        Intent, Observed, Revision, Selector, Strategy, certificate,
+        Intent, Observed, Revision, Scale, Selector, Strategy, certificate,
         names::{self, Role, State},
         observed::{Connection, ConnectionKey, verdict},
     },
@@ -355,7 +355,11 @@ pub(super) fn traffic(intent: &Intent, observed: &Observed) -> Traffic {
     }
     if all(&to) {
         // Once it is the live one by record there is no way back: a Pod that breaks then is an outage like any other.
-        return if marked(observed) || converged(intent, observed, &to) { Traffic::Moved } else { Traffic::Moving };
+        return if marked(observed) || converged(intent, observed, &from, &to) {
+            Traffic::Moved
+        } else {
+            Traffic::Moving
+        };
     }
     if at.iter().any(|selector| selector.as_ref() == Some(&to)) {
         return Traffic::Moving;
@@ -368,11 +372,27 @@ pub(super) fn marked(observed: &Observed) -> bool {
     observed.promoted().zip(observed.open()).is_some_and(|(live, open)| live.revision.as_str() == open.spec.revision)
 }
 
-/// Only ready Pods of this side take the traffic of the live Service, and enough of them.
-pub(super) fn converged(intent: &Intent, observed: &Observed, side: &Selector) -> bool {
-    let own: BTreeSet<_> = pods(observed, side).into_iter().map(|pod| Taker::Pod(pod.uid)).collect();
+/// Only ready Pods of one side take the traffic of the live Service, and enough of them. Under an autoscaler that is what
+/// it wants by now, as far as it had wanted that of the side that traffic leaves: fewer would be a loss, and for more there
+/// may be no room while both stand.
+pub(super) fn converged(intent: &Intent, observed: &Observed, from: &Selector, to: &Selector) -> bool {
+    let scaled =
+        asked(observed, from).min(asked(observed, to)).filter(|_| matches!(intent.scale, Scale::Horizontal { .. }));
+    let wanted = intent.scale.least().max(scaled.unwrap_or_default());
+    let own: BTreeSet<_> = pods(observed, to).into_iter().map(|pod| Taker::Pod(pod.uid)).collect();
     let taking = taking_traffic(observed, State::Live, Role::Ingress).unwrap_or_default();
-    taking.len() >= usize::try_from(intent.scale.least()).unwrap_or_default() && taking.is_subset(&own)
+    taking.len() >= usize::try_from(wanted).unwrap_or_default() && taking.is_subset(&own)
+}
+
+/// What was judged is what is there: none of the Pods was restarted, or replaced by another one. Pods that came beside them
+/// run the same, and those that an autoscaler took away are missed by nobody.
+pub(super) fn as_judged(judged: &[JudgedPod], now: &[JudgedPod]) -> bool {
+    let (gone, new): (Vec<_>, Vec<_>) = (missing(judged, now), missing(now, judged));
+    gone.is_empty() || new.is_empty()
+}
+
+fn missing<'a>(pods: &'a [JudgedPod], from: &[JudgedPod]) -> Vec<&'a JudgedPod> {
+    pods.iter().filter(|pod| !from.contains(pod)).collect()
 }
 
 /// The API refuses changes of the spec: its rule looks at this very condition.

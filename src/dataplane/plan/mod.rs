@@ -10,7 +10,10 @@ mod targets;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::{
+    api::apps::v1::Deployment,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
+};
 use kube::ResourceExt;
 
 use self::{
@@ -120,29 +123,29 @@ impl<'a> Scene<'a> {
             facts::candidate(observed, &candidate, revision, least, connection.as_ref())
         });
         let judged_pods = facts::pods(observed, &candidate);
-        // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now.
-        let stands = recorded.iter().flat_map(|status| &status.pods).all(|pod| judged_pods.contains(pod));
-        let standing = recorded.as_ref().filter(|_| moving || stands || ready == Candidate::NotReady);
+        // Evidence is about Pods: one of them replaced or restarted, and nobody has judged what runs now. It is judged when
+        // all of it is there.
+        let there = if moving { verifies(traffic, observed) } else { ready != Candidate::NotReady };
+        let stands = |status: &&PromotionStatus| !there || facts::as_judged(&status.pods, &judged_pods);
+        let standing = recorded.as_ref().filter(stands);
         let once_more = |entry: &&GateEvidence| retry.as_ref().is_some_and(|retry| retry.gates.contains(&entry.name));
         let of = |entries: fn(&PromotionStatus) -> &Vec<GateEvidence>| -> Vec<GateEvidence> {
             standing.into_iter().flat_map(entries).filter(|entry| !once_more(entry)).cloned().collect()
         };
         let (evidence, rechecks) = (of(|status| &status.gates), of(|status| &status.rechecks));
-        let may_run = if moving {
-            traffic == Moved::Moved && !facts::marked(observed)
-        } else {
-            ready == Candidate::Answers && upgrade.is_some()
-        };
+        let may_run = if moving { there } else { ready == Candidate::Answers && upgrade.is_some() };
         let uid = upgrade.and_then(ResourceExt::uid);
         let bench = Bench { promotion: uid.as_deref(), observed, may_run, now };
-        let verifies =
-            recorded.iter().filter_map(|recorded| recorded.commit.as_ref()).flat_map(|commit| &commit.verifies);
         let pinned =
             |Verifies { policy, gate }: &Verifies| Gate::of(policy, gate, &intent.owner.namespace, &intent.ceilings);
+        let commit = recorded.as_ref().and_then(|recorded| recorded.commit.as_ref());
         let asks = |moment| intent.rules.gates.iter().filter(move |gate| gate.when == moment).cloned();
         // From the first switched Service on it is those that the commit knew.
-        let gates: Vec<_> =
-            if moving { verifies.map(pinned).collect() } else { asks(Moment::BeforePromotion).collect() };
+        let gates: Vec<_> = if moving {
+            commit.iter().flat_map(|commit| &commit.verifies).map(pinned).collect()
+        } else {
+            asks(Moment::BeforePromotion).collect()
+        };
         let mut judged = judge::judge(&gates, &evidence, &rechecks, bench);
         if moving {
             judged.stand_in(recorded.as_ref().map_or(&[][..], |recorded| &recorded.gates[..]), facts::marked(observed));
@@ -538,13 +541,18 @@ impl<'a> Scene<'a> {
     /// the new Pods are broken, unless something else is wanted by now: then waiting would keep the cure away.
     fn drained(&self) -> bool {
         let Some(status) = &self.recorded else { return false };
-        let since = |time: Option<&Time>, limit| facts::overdue(time.map(|time| time.0), limit, self.now);
-        let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
-        if facts::converged(self.intent, self.observed, &self.candidate) {
-            since(status.switched_at.as_ref(), self.delay())
+        if self.converged() {
+            facts::overdue(status.switched_at.as_ref().map(|at| at.0), self.delay(), self.now)
         } else {
-            self.facts.wanted == Wanted::New && facts::marked(self.observed) && since(moved_at, self.patience())
+            let moved_at = status.commit.as_ref().and_then(|commit| commit.at.as_ref());
+            let late = facts::overdue(moved_at.map(|at| at.0), self.patience(), self.now);
+            self.facts.wanted == Wanted::New && facts::marked(self.observed) && late
         }
+    }
+
+    /// Enough ready Pods of the candidate, and nobody else, take traffic.
+    fn converged(&self) -> bool {
+        facts::converged(self.intent, self.observed, &self.stable, &self.candidate)
     }
 
     fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
@@ -635,10 +643,11 @@ impl<'a> Scene<'a> {
             policies: if moving { before.policies.clone() } else { self.intent.rules.policies.clone() },
             gates: self.judged.evidence.clone(),
             rechecks: if moving { Vec::new() } else { self.judged.rechecks.clone() },
-            pods: if moving || self.facts.candidate == Candidate::NotReady {
-                before.pods.clone()
-            } else {
-                self.pods(&before)
+            pods: match (phase, self.facts.candidate) {
+                (Phase::Verifying, _) => self.pods(&before),
+                (_, Candidate::NotReady) => before.pods.clone(),
+                _ if moving => before.pods.clone(),
+                _ => self.pods(&before),
             },
             history: self.history(&before),
             decided: self.upgrade.map(|open| self.decided(open, &before.decided)).unwrap_or_default(),
@@ -646,8 +655,8 @@ impl<'a> Scene<'a> {
             commit: self.next_commit(phase),
             switched_at: match phase {
                 // Where traffic left the new Pods again the replaced side lives on, counted anew.
-                Phase::Draining if !facts::converged(self.intent, self.observed, &self.candidate) => None,
-                Phase::Draining | Phase::Verifying => before.switched_at.clone().or(Some(Time(self.now))),
+                Phase::Draining if !self.converged() => None,
+                Phase::Draining | Phase::Verifying => before.switched_at.clone().or(Some(MicroTime(self.now))),
                 Phase::Switching => before.switched_at.clone(),
                 _ => None,
             },
@@ -663,17 +672,18 @@ impl<'a> Scene<'a> {
 
     /// When what the phase waits for has to be there, or what it keeps goes.
     fn deadline(&self, phase: Phase, status: &PromotionStatus) -> Option<Timestamp> {
-        let after = |since: Option<&Time>, limit| since.map(|since| facts::after(since.0, limit));
+        let after = |since: Option<Timestamp>, limit| since.map(|since| facts::after(since, limit));
+        let progressing = || after(status.progressing_since.as_ref().map(|at| at.0), self.patience());
         match phase {
-            Phase::Staging => after(status.progressing_since.as_ref(), self.patience()),
+            Phase::Staging => progressing(),
             // A gate may take longer than machines may.
-            Phase::Judging => self.judged.ends.or(after(status.progressing_since.as_ref(), self.patience())),
+            Phase::Judging => self.judged.ends.or_else(progressing),
             Phase::Switching => {
                 let forward = status.commit.as_ref().is_some_and(|commit| commit.back.is_none());
-                after(waiting_since(status).filter(|_| forward), self.patience())
+                after(waiting_since(status).filter(|_| forward).map(|at| at.0), self.patience())
             }
             Phase::Verifying => self.judged.ends,
-            Phase::Draining => after(status.switched_at.as_ref(), self.delay()),
+            Phase::Draining => after(status.switched_at.as_ref().map(|at| at.0), self.delay()),
             Phase::Founding
             | Phase::InPlace
             | Phase::Ungated
@@ -686,7 +696,7 @@ impl<'a> Scene<'a> {
 
     /// The Pods evidence is about: those that were there when judging began.
     fn pods(&self, before: &PromotionStatus) -> Vec<crate::api::promotion::JudgedPod> {
-        let stand = !before.pods.is_empty() && before.pods.iter().all(|pod| self.judged_pods.contains(pod));
+        let stand = !before.pods.is_empty() && facts::as_judged(&before.pods, &self.judged_pods);
         if stand { before.pods.clone() } else { self.judged_pods.clone() }
     }
 
@@ -698,6 +708,7 @@ impl<'a> Scene<'a> {
                 to: self.candidate.as_str().to_owned(),
                 approved_by: self.assent().map(|approval| approval.by).unwrap_or_default(),
                 back: None,
+                live_generation: self.observed.live_generation(),
                 verifies: self.verifies(),
                 scale_down_delay_seconds: whole_seconds(self.intent.rules.scale_down_delay),
                 progress_deadline_seconds: whole_seconds(self.intent.rules.progress_deadline),
@@ -709,7 +720,7 @@ impl<'a> Scene<'a> {
             (Phase::Switching, Some(commit)) => {
                 let back = commit.back.clone().or_else(|| self.back()).or_else(|| self.unverified());
                 let back = back.or_else(|| self.late()).map(|back| Back {
-                    returned_at: (self.facts.traffic == Moved::Returned).then_some(Time(self.now)),
+                    returned_at: (self.facts.traffic == Moved::Returned).then_some(MicroTime(self.now)),
                     ..back
                 });
                 Some(Commit { back, ..commit.clone() })
@@ -777,6 +788,11 @@ impl<'a> Scene<'a> {
         let lingering = self.lingering().map(|(_, until)| until);
         [waiting, draining, judging, lingering].into_iter().flatten().min()
     }
+}
+
+/// Traffic has arrived, and what judges behind the live Services can be asked.
+fn verifies(traffic: Moved, observed: &Observed) -> bool {
+    traffic == Moved::Moved && !facts::marked(observed)
 }
 
 /// Since when machines are waited for. Traffic that had arrived and left again is waited for anew.

@@ -130,7 +130,6 @@ fn about_wanted(intent: &Intent, plan: &Plan) -> bool {
 
 /// `Ready`: the live side, whatever is being prepared beside it. Its generation is the one that is live.
 fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str>) -> Condition {
-    let before = observed.status.as_ref().and_then(|status| generation(&status.conditions, "Ready"));
     let live_is_wanted = match plan.phase {
         Phase::Founding | Phase::InPlace => true,
         Phase::Settled => intent.wanted.is_ok(),
@@ -158,10 +157,16 @@ fn ready(intent: &Intent, observed: &Observed, plan: &Plan, trouble: Option<&str
         observed_generation: if live_is_wanted {
             Some(intent.owner.generation)
         } else {
-            before.or(Some(intent.owner.generation))
+            returns(plan).or(observed.live_generation()).or(Some(intent.owner.generation))
         },
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
     }
+}
+
+/// The generation that traffic goes back to.
+fn returns(plan: &Plan) -> Option<i64> {
+    let commit = plan.promotion.as_ref()?.status.commit.as_ref()?;
+    commit.back.as_ref().and(commit.live_generation)
 }
 
 fn unready(intent: &Intent, observed: &Observed, plan: &Plan) -> Option<(&'static str, String)> {

@@ -230,3 +230,53 @@ fn traffic_that_had_arrived_is_waited_for_anew_where_it_leaves_again() {
     world.run();
     assert_eq!((world.reason(), serves(&world)), ("PromotionFailed".into(), "kong:3.9".into()));
 }
+
+/// As before the switch: whoever judged has judged something else.
+#[test]
+fn pods_that_are_replaced_meanwhile_are_judged_again() {
+    let mut world = verifying(after(json!({})));
+    let (plan, _) = world.pass();
+    let first = plan.trials.first().expect("a trial").key.clone();
+    let judged = world.promotion().pods;
+    world.later(1);
+    world.lose("Pod");
+    world.run();
+    assert_eq!((world.reason(), serves(&world)), ("VerifyingPromotion".into(), "kong:3.10".into()));
+    assert_ne!(world.promotion().pods, judged);
+    let evidence = |world: &World| world.promotion().gates.into_iter().map(|gate| gate.finished_at).collect::<Vec<_>>();
+    let before = evidence(&world);
+    world.say(&first, fail().expect("an outcome"));
+    world.run();
+    assert_eq!(
+        (world.reason(), evidence(&world)),
+        ("VerifyingPromotion".into(), before),
+        "it is about Pods that are gone"
+    );
+    world.verified = pass();
+    world.run();
+    assert!(world.rests());
+    assert_eq!(serves(&world), "kong:3.10");
+}
+
+/// What comes beside them runs the same, and what an autoscaler takes away is missed by nobody.
+#[test]
+fn an_autoscaler_has_nobody_judged_again() {
+    let scaling = json!({ "deployment": { "scaling": { "horizontal": { "minReplicas": 1, "maxReplicas": 9 } } } });
+    let mut world = World::with("kong:3.9", scaling);
+    world.run();
+    world.autoscale(3);
+    world.run();
+    world.policies = policy(&[after(json!({}))]);
+    world.image("kong:3.10");
+    world.approve();
+    world.run();
+    let (plan, _) = world.pass();
+    let first = plan.trials.first().expect("a trial").key.clone();
+    for count in [5, 2] {
+        world.later(1);
+        world.autoscale(count);
+        world.run();
+    }
+    let (plan, _) = world.pass();
+    assert_eq!(plan.trials.first().map(|trial| &trial.key), Some(&first), "{}", world.reason());
+}

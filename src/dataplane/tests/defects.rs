@@ -155,10 +155,7 @@ fn g_10_a_promotion_costs_no_capacity() {
     for _ in 0..20 {
         world.pass();
         world.machines();
-        let ingress = name(world.service(State::Live, Role::Ingress));
-        let endpoints = world.raw("EndpointSlice", &ingress).and_then(|slice| slice["endpoints"].as_array());
-        let serving = endpoints.into_iter().flatten().filter(|one| one["conditions"]["ready"] == true).count();
-        assert_eq!(serving, 4, "{}", world.reason());
+        assert_eq!(world.takers(State::Live, Role::Ingress).len(), 4, "{}", world.reason());
         let target = world.autoscaler()["spec"]["scaleTargetRef"]["name"].as_str().expect("a target");
         assert!(world.raw("Deployment", target).is_some(), "{}", world.reason());
     }

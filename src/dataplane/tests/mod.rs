@@ -9,6 +9,7 @@
 //! | what people decide, and the ways out | [`people`] |
 //! | gates behind the live Services, and the way back | [`after`] |
 //! | every deadline of every phase | [`deadlines`] |
+//! | nothing lost at the switch | [`switch`] |
 //! | policies that come, go and change in every phase | [`policies`] |
 //! | `G1` to `G24`: known defects of Kong's operator | [`defects`], `g_...`, by number |
 //! | threats that decisions answer | [`threats`], `threat_...`, by the numbers that the tests of the gate host have too |
@@ -26,6 +27,7 @@ mod kong_units;
 mod people;
 mod policies;
 mod situations;
+mod switch;
 mod threats;
 mod transitions;
 mod world;

@@ -261,6 +261,7 @@ fn traffic_is_moved_back_while_the_replaced_side_stands() {
         world.image("kong:3.10");
         world.run();
         let (stable, replaced) = (world.selects(State::Live, Role::Ingress), name(world.deployment(State::Live)));
+        let [live, staged, _] = world.generations();
         world.approve();
         world.until(reason);
         for _ in 0..passes {
@@ -275,6 +276,7 @@ fn traffic_is_moved_back_while_the_replaced_side_stands() {
         for role in [Role::Ingress, Role::Admin] {
             assert_eq!(world.selects(State::Live, role), stable);
         }
+        assert_eq!(world.generations(), [live, staged, staged], "Ready is about what is live");
         assert_eq!(name(world.deployment(State::Live)), replaced);
         assert_eq!(world.autoscaler()["spec"]["scaleTargetRef"]["name"], replaced.as_str());
         let budget = world.raw("PodDisruptionBudget", "dp").expect("a budget").to_string();

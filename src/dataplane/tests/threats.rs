@@ -46,8 +46,7 @@ fn threat_01_a_pod_that_only_has_the_labels_of_the_preview_stops_it() {
 fn threat_01_a_forged_endpoint_slice_of_the_preview_stops_it() {
     for pod in [false, true] {
         let world = World::awaiting("kong:3.10");
-        let service = name(world.service(State::Preview, Role::Ingress));
-        let mut slice = world.raw("EndpointSlice", &service).expect("a slice").clone();
+        let mut slice = world.slices(State::Preview, Role::Ingress)[0].clone();
         slice["metadata"]["name"] = "forged".into();
         slice["endpoints"][0]["addresses"] = json!(["10.96.0.1"]);
         if !pod {

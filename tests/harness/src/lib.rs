@@ -7,7 +7,7 @@
 //! - [`install`]: the operator on that cluster; [`demo`]: the walk; [`verify`]: every suite in order; [`figures`]: what it all costs
 //! - [`prometheus`]: a real one, with series made up
 //! - [`registry`]: a real container registry, for the sources of plugins
-//! - [`http`]: asking a gateway as its users do
+//! - [`http`]: asking a gateway as its users do; [`load`]: users who ask all the time, and what they lose
 //! - [`diagnosis`]: what there is to know of a namespace when something in it went wrong
 //! - [`workspace`], [`command`], [`kubectl`], [`progress`]: where things are, running programs, a line per step
 //!
@@ -28,6 +28,7 @@ pub mod images;
 pub mod install;
 pub mod kit;
 pub mod kubectl;
+pub mod load;
 pub mod operator;
 pub mod progress;
 pub mod prometheus;

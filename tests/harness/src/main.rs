@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -67,6 +68,12 @@ enum Command {
         /// Only these.
         #[arg(value_name = "NAME")]
         figures: Vec<Figure>,
+        /// Instead: what users of this Service of the local cluster get, whatever is done to it meanwhile.
+        #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "figures")]
+        service: Option<String>,
+        /// For how long, in seconds.
+        #[arg(long, default_value = "60", requires = "service")]
+        seconds: u64,
     },
     /// Print the completion script of a shell.
     Completions {
@@ -117,8 +124,11 @@ fn run(command: Command) -> Result<ExitCode> {
             let count = verify::run(&Choice { only, no_cluster, filter })?;
             Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Figures { figures } => {
-            figures::run(&figures)?;
+        Command::Figures { figures, service, seconds } => {
+            match service {
+                Some(service) => figures::users(&service, Duration::from_secs(seconds))?,
+                None => figures::run(&figures)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {

@@ -6,9 +6,16 @@ use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 use sluice::{
     api::promotion::{GateOutcome, Verdict},
-    model::{names::State, trial::Moment},
+    model::{
+        names::{Role, State},
+        trial::Moment,
+    },
 };
-use sluice_harness::{http, kit, wait::PATIENCE};
+use sluice_harness::{
+    http, kit,
+    load::{Gateway, Load, Tally},
+    wait::PATIENCE,
+};
 
 use super::{World, smoke};
 
@@ -41,14 +48,14 @@ fn a_gate_that_says_no_behind_the_live_services_moves_traffic_back() -> Result<(
         let url = world.url().await?;
         http::until(&url, PATIENCE, no_route).await?;
         world.image("kong:3.10").await?;
-        // On the way there and back nobody is lost.
-        let message = http::throughout(&url, no_route, async {
-            world.approve().await?;
-            let message = world.reason("RolledBack").await?;
-            world.deployment(State::Preview, "be empty", |preview| asked(preview) == Some(0)).await?;
-            Ok(message)
-        })
-        .await?;
+        let service = world.service(State::Live, Role::Ingress, "be there", |_| true).await?;
+        let load = Load::start(&kit.cluster, Gateway::in_cluster(&service)?);
+        world.approve().await?;
+        let message = world.reason("RolledBack").await?;
+        world.deployment(State::Preview, "be empty", |preview| asked(preview) == Some(0)).await?;
+        // On the way there and back.
+        let users = Tally::of_all(load.stop().await?.values());
+        ensure!(users.lost == 0, "{users:?}");
         ensure!(message.contains("UnexpectedStatus") && message.contains("expected 418"), "{message}");
         assert_eq!(world.live_image().await?, "kong:3.9");
         let server = |answer: &Answer| answer.headers().get("server").is_some_and(|server| server == "kong/3.9");

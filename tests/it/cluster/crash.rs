@@ -1,22 +1,25 @@
-//! The operator is killed at a named write, in every part of an upgrade, and the next one finishes the work.
+//! The operator is killed after each single write of an upgrade, and the one that is started again finishes it: the end is
+//! that of an upgrade in which nobody was killed.
 
-use anyhow::{Context, Result};
-use serde_json::Value;
-use sluice::model::names;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use sluice::{
+    api::promotion::Verdict,
+    model::names::{self, DEPLOYMENT_STATE, SELECTOR, SERVICE_STATE, SERVICE_TYPE},
+};
 use sluice_harness::{
-    kit,
+    kit::{self, Kit},
     proxy::{Side, Write},
     wait::PATIENCE,
 };
 
-use super::World;
-
-/// A place to be killed at.
-struct Cut {
-    name: &'static str,
-    side: Side,
-    at: fn(&Write) -> bool,
-}
+use super::{World, verdict};
+use crate::gate::fixture;
 
 pub(super) fn path(write: &Write, kind: &str) -> bool {
     write.path.contains(&format!("/{kind}/")) || write.path.ends_with(&format!("/{kind}"))
@@ -30,12 +33,6 @@ pub(super) fn switches(write: &Write) -> bool {
     path(write, "services") && write.json()["metadata"]["annotations"][names::PROMOTION].is_string()
 }
 
-fn dataplane_reason(write: &Write) -> Option<String> {
-    let status = path(write, "dataplanes") && write.path.ends_with("/status");
-    let body = write.json();
-    status.then(|| body["status"]["rollout"]["conditions"][0]["reason"].as_str().unwrap_or_default().to_owned())
-}
-
 pub(super) fn judging(write: &Write) -> bool {
     promotion_status(write).is_some_and(|status| status["gates"][0]["outcome"] == "Running")
 }
@@ -44,60 +41,135 @@ pub(super) fn commit(write: &Write) -> bool {
     promotion_status(write).is_some_and(|status| status["commit"].is_object() && status["phase"] == "Switching")
 }
 
-fn draining(write: &Write) -> bool {
-    dataplane_reason(write).as_deref() == Some("PromotionDone")
+/// Whether it changes the state of anything but the Lease. An Event is the last thing of its pass, and nothing depends on it.
+fn counts(write: &Write) -> bool {
+    !write.is_lease() && !write.is_review() && !write.is_event()
 }
 
-const CUTS: [Cut; 14] = [
-    Cut {
-        name: "staging, before the record of the upgrade",
-        side: Side::Before,
-        at: |write| path(write, "promotions"),
-    },
-    Cut { name: "staging, after the record of the upgrade", side: Side::After, at: |write| path(write, "promotions") },
-    Cut { name: "staging, after the preview Deployment", side: Side::After, at: |write| path(write, "deployments") },
-    Cut { name: "judging, before the attempt is on record", side: Side::Before, at: judging },
-    Cut { name: "judging, after the attempt is on record", side: Side::After, at: judging },
-    Cut { name: "before the commit", side: Side::Before, at: commit },
-    Cut { name: "after the commit, before the spec is frozen", side: Side::After, at: commit },
-    Cut {
-        name: "after the spec is frozen, before the first Service",
-        side: Side::After,
-        at: |write| dataplane_reason(write).as_deref() == Some("PromotionInProgress"),
-    },
-    Cut { name: "before the first Service", side: Side::Before, at: switches },
-    Cut { name: "between the two Services", side: Side::After, at: switches },
-    Cut {
-        name: "draining, after the annotation is gone",
-        side: Side::After,
-        at: |write| path(write, "dataplanes") && write.json()["metadata"]["annotations"].is_object(),
-    },
-    Cut { name: "draining, before PromotionDone", side: Side::Before, at: draining },
-    Cut { name: "draining, after PromotionDone", side: Side::After, at: draining },
-    Cut {
-        name: "draining, at the old Deployment",
-        side: Side::After,
-        at: |write| write.method == "DELETE" && path(write, "deployments"),
-    },
-];
+/// Upgrades at the same time, each of a gateway with a namespace and an operator of its own.
+const LANES: usize = 5;
+/// Writes that an upgrade with a gate has at least; more of them only make the matrix longer.
+const FEW: usize = 15;
+/// What it is upgraded to, in turn.
+const IMAGES: [&str; 2] = ["kong:3.10", "kong:3.9"];
 
 #[test]
-fn an_operator_killed_anywhere_in_an_upgrade_is_replaced_by_one_that_finishes_it() -> Result<()> {
-    kit::run(async |kit| {
-        let mut world = World::gated(kit).await?;
+fn an_operator_killed_after_any_write_of_an_upgrade_is_replaced_by_one_that_finishes_it() -> Result<()> {
+    let reached = thread::scope(|scope| {
+        let lanes: Vec<_> = (1..=LANES).map(|first| scope.spawn(move || lane(first))).collect();
+        let ended = lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ended.collect::<Result<Vec<_>>>()
+    })?;
+    ensure!(reached.iter().all(|number| *number > FEW), "no upgrade had more writes than {reached:?}");
+    Ok(())
+}
 
-        for (number, cut) in CUTS.iter().enumerate() {
-            let image = if number % 2 == 0 { "kong:3.10" } else { "kong:3.9" };
-            let at = cut.at;
-            let caught = world.proxy.trap(cut.side, move |_, write| at(write), world.operator.killer());
-            world.image(image).await?;
-            world.approve().await?;
-            let sprung = tokio::time::timeout(PATIENCE, caught).await;
-            sprung.with_context(|| format!("{}: no such write", cut.name))??;
-            world.operator.ended(PATIENCE).await.context(cut.name)?;
-            world.restart().await?;
-            world.at_rest(image).await.context(cut.name)?;
+/// Every so many writes, until an upgrade has no such write; which one that is.
+fn lane(first: usize) -> Result<usize> {
+    let mut reached = 0;
+    kit::run(async |kit| {
+        let mut world = gated(kit).await?;
+        // Undisturbed, there and back.
+        let mut ends = Vec::new();
+        for image in IMAGES {
+            upgrade(&world, image).await?;
+            world.at_rest(image).await?;
+            ends.push(end(&world).await?);
+        }
+        for (turn, number) in (first..).step_by(LANES).enumerate() {
+            let (image, wanted) = (IMAGES[turn % 2], &ends[turn % 2]);
+            reached = number;
+            if !cut(&mut world, image, number).await.with_context(|| format!("write {number}"))? {
+                return Ok(());
+            }
+            let found = end(&world).await?;
+            let other = |one: &[String], than: &[String]| -> Vec<_> {
+                one.iter().filter(|object| !than.contains(object)).cloned().collect()
+            };
+            let (more, less) = (other(&found, wanted), other(wanted, &found));
+            ensure!(found == *wanted, "write {number}: the end has {more:#?} instead of {less:#?}");
         }
         Ok(())
-    })
+    })?;
+    Ok(reached)
+}
+
+/// A gateway at rest under a gate that asks nobody, and an operator that finds its own Lease when it is started again.
+async fn gated(kit: &Kit) -> Result<World<'_>> {
+    kit.own_lease()?;
+    let world = World::elected(kit, "pod").await?;
+    world.plugin("good", &fixture("good", &[])).await?;
+    world.policy(json!([{ "name": "good", "pluginRef": { "name": "good" }, "retryBackoff": "1s" }])).await?;
+    world.create("kong:3.9")?;
+    world.at_rest("kong:3.9").await?;
+    Ok(world)
+}
+
+async fn upgrade(world: &World<'_>, image: &str) -> Result<()> {
+    world.image(image).await?;
+    world.approve().await
+}
+
+/// One upgrade whose operator is killed after a write of this number, and started again. False where there is none.
+async fn cut(world: &mut World<'_>, image: &str, number: usize) -> Result<bool> {
+    let written = AtomicUsize::new(0);
+    let at = move |_, write: &Write| counts(write) && written.fetch_add(1, Ordering::Relaxed) + 1 == number;
+    let mut caught = world.proxy.trap(Side::After, at, world.operator.killer());
+    upgrade(world, image).await?;
+    let killed = tokio::select! {
+        caught = &mut caught => caught.is_ok(),
+        rests = world.at_rest(image) => {
+            rests?;
+            caught.try_recv().is_ok()
+        }
+    };
+    if killed {
+        world.operator.ended(PATIENCE).await?;
+        world.operator = world.kit.elected_operator("pod", &world.proxy).await?;
+        world.at_rest(image).await?;
+    }
+    Ok(killed)
+}
+
+/// All that is there of a gateway, by what it is for instead of what it happens to be called; nothing else is there.
+async fn end(world: &World<'_>) -> Result<Vec<String>> {
+    let newest = world.newest().await?;
+    ensure!(verdict(&newest) == Some(Verdict::Promoted), "{newest:?}");
+    let kinds = "deployments,services,secrets,controllerrevisions.apps,horizontalpodautoscalers,poddisruptionbudgets";
+    let list: Value = serde_json::from_str(&world.kit.kubectl(&["get", kinds, "--output=json"])?)?;
+    let items = list["items"].as_array().context("no list")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut known = Vec::new();
+    for item in items {
+        let labels = &item["metadata"]["labels"];
+        let state = [DEPLOYMENT_STATE, SERVICE_STATE, SERVICE_TYPE].map(|label| text(&labels[label])).concat();
+        match item["kind"].as_str() {
+            Some("Deployment") => {
+                known.push((text(&labels[SELECTOR]), format!("<selector {state}>")));
+                let volumes = item["spec"]["template"]["spec"]["volumes"].as_array();
+                let secrets = volumes.into_iter().flatten().map(|volume| text(&volume["secret"]["secretName"]));
+                known.extend(secrets.map(|secret| (secret, format!("<{state}>"))));
+                known.push((text(&item["metadata"]["name"]), format!("<{state}>")));
+            }
+            Some("Service") => known.push((text(&item["metadata"]["name"]), format!("<Service {state}>"))),
+            _ => {}
+        }
+    }
+    known.retain(|(name, _)| !name.is_empty());
+    let mut found: Vec<_> = items
+        .iter()
+        .map(|item| {
+            let metadata = &item["metadata"];
+            let annotations: Vec<_> = metadata["annotations"].as_object().into_iter().flat_map(|all| all.keys()).collect();
+            let spec = &item["spec"];
+            let what = json!({
+                "kind": item["kind"], "name": metadata["name"], "labels": metadata["labels"], "annotations": annotations,
+                "finalizers": metadata["finalizers"], "going": metadata["deletionTimestamp"].is_string(),
+                "selector": spec["selector"], "replicas": spec["replicas"], "template": spec["template"],
+            });
+            known.iter().fold(what.to_string(), |what, (name, means)| what.replace(name, means))
+        })
+        .collect();
+    found.sort();
+    Ok(found)
 }

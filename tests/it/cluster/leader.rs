@@ -35,7 +35,7 @@ fn identity(pod: &str) -> String {
 
 impl<'a> World<'a> {
     /// One operator of several.
-    async fn elected(kit: &'a Kit, pod: &str) -> Result<Self> {
+    pub(super) async fn elected(kit: &'a Kit, pod: &str) -> Result<Self> {
         let proxy = Proxy::start(&kit.cluster).await?;
         let operator = kit.elected_operator(pod, &proxy).await?;
         Ok(Self { kit, proxy, operator })

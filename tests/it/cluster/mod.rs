@@ -12,6 +12,7 @@ mod managers;
 mod people;
 mod plugins;
 mod policy;
+mod promotion;
 mod property;
 mod specs;
 mod walk;

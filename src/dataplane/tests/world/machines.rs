@@ -5,6 +5,10 @@ use serde_json::{Value, json};
 use super::World;
 use crate::model::names;
 
+/// Endpoints of one slice, at most.
+const SLICE: usize = 100;
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
 impl World {
     /// True if anything changed.
     pub(in crate::dataplane::tests) fn machines(&mut self) -> bool {
@@ -16,9 +20,7 @@ impl World {
             self.endpoints(&name);
         }
         for name in self.names("EndpointSlice") {
-            let labels = &self.raw("EndpointSlice", &name).expect("a slice")["metadata"]["labels"];
-            let service = labels["kubernetes.io/service-name"].as_str().unwrap_or_default().to_owned();
-            if self.raw("Service", &service).is_none() {
+            if self.raw("Service", &served(self.raw("EndpointSlice", &name).expect("a slice"))).is_none() {
                 self.objects.remove(&("EndpointSlice".to_owned(), name));
             }
         }
@@ -116,13 +118,27 @@ impl World {
         let pods = self.objects.iter().filter(|((kind, _), pod)| kind == "Pod" && selects(pod));
         let endpoints: Vec<_> = pods.map(|(_, pod)| endpoint(pod)).collect();
         let mut labels = service["metadata"]["labels"].clone();
-        labels["kubernetes.io/service-name"] = name.into();
-        let slice = json!({
-            "metadata": { "name": name, "namespace": "ns", "labels": labels },
-            "addressType": "IPv4", "endpoints": endpoints,
-        });
-        self.objects.insert(("EndpointSlice".to_owned(), name.to_owned()), slice);
+        labels[SERVICE_NAME] = name.into();
+        let key = |number: usize| ("EndpointSlice".to_owned(), format!("{name}-{number}"));
+        let mut number = 0;
+        // There is one without endpoints, too.
+        for endpoints in endpoints.chunks(SLICE).chain(endpoints.is_empty().then_some(&[][..])) {
+            let slice = json!({
+                "metadata": { "name": key(number).1, "namespace": "ns", "labels": labels },
+                "addressType": "IPv4", "endpoints": endpoints,
+            });
+            self.objects.insert(key(number), slice);
+            number += 1;
+        }
+        while self.objects.remove(&key(number)).is_some() {
+            number += 1;
+        }
     }
+}
+
+/// The Service that a slice belongs to.
+pub(super) fn served(slice: &Value) -> String {
+    slice["metadata"]["labels"][SERVICE_NAME].as_str().unwrap_or_default().to_owned()
 }
 
 fn is_ready(pod: &Value) -> bool {

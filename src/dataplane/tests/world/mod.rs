@@ -600,10 +600,22 @@ impl World {
 
     /// The image of the ready Pods behind the live ingress Service.
     pub(super) fn serves(&self) -> BTreeSet<String> {
-        let slice = self.raw("EndpointSlice", &name(self.service(State::Live, Role::Ingress))).expect("a slice");
-        let ready = entries(&slice["endpoints"]).filter(|endpoint| endpoint["conditions"]["ready"] == true);
-        let pods = ready.filter_map(|endpoint| self.raw("Pod", endpoint["targetRef"]["name"].as_str()?));
+        let pods = self.takers(State::Live, Role::Ingress);
+        let pods = pods.iter().filter_map(|pod| self.raw("Pod", pod));
         pods.filter_map(|pod| Some(pod["spec"]["containers"][0]["image"].as_str()?.to_owned())).collect()
+    }
+
+    /// The ready Pods behind a Service, by its EndpointSlices.
+    pub(super) fn takers(&self, state: State, role: Role) -> Vec<String> {
+        let endpoints = self.slices(state, role).into_iter().flat_map(|slice| entries(&slice["endpoints"]));
+        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
+        ready.filter_map(|endpoint| Some(endpoint["targetRef"]["name"].as_str()?.to_owned())).collect()
+    }
+
+    /// The EndpointSlices of a Service.
+    pub(super) fn slices(&self, state: State, role: Role) -> Vec<&Value> {
+        let service = name(self.service(state, role));
+        self.all("EndpointSlice").into_iter().filter(|slice| machines::served(slice) == service).collect()
     }
 
     /// Status of the newest upgrade.

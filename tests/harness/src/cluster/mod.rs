@@ -202,8 +202,26 @@ impl Cluster {
         T: Send,
         F: Future<Output = Result<T>>,
     {
+        Self::within(&self.network, work)
+    }
+
+    /// The same from outside of the cluster, a hop away from its node: what it gives to others is in reach, at the node's
+    /// address, and addresses of Pods and Services are for those who know the way.
+    pub fn outside<T, F>(&self, work: impl FnOnce() -> F + Send) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>>,
+    {
+        Self::within(&self.network.outside(), work)
+    }
+
+    fn within<T, F>(network: &Network, work: impl FnOnce() -> F + Send) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>>,
+    {
         let on_thread = || {
-            self.network.enter()?;
+            network.enter()?;
             // One thread: a pool's other threads would have been made outside.
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work())
         };

@@ -1,4 +1,5 @@
-//! The cluster's network namespace: nothing leaves it, and nothing else is in reach.
+//! The cluster's network namespace: nothing leaves it, and nothing else is in reach. And one beside it, a hop away from the
+//! node, from where the cluster looks as it does to those who are not in it.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -10,6 +11,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{NODE_ADDRESS, remains};
 use crate::command::run;
+
+/// The two ends of the link between the node and what is outside: a network for documentation, which no machine is in.
+const NODE_END: &str = "192.0.2.1";
+const OUTSIDE_END: &str = "192.0.2.2";
 
 /// A network namespace that is kept by a file.
 #[derive(Clone)]
@@ -23,10 +28,14 @@ impl Network {
         Self { file }
     }
 
-    /// Makes the namespace, with the node's address in it.
+    /// What is outside of it.
+    pub fn outside(&self) -> Self {
+        Self { file: self.file.with_extension("outside") }
+    }
+
+    /// Makes both namespaces, with the node's address in the one.
     pub fn create(&self) -> Result<()> {
-        File::create(&self.file)?;
-        run(Command::new("unshare").arg(format!("--net={}", self.file.display())).arg("true"))?;
+        self.make()?;
         // The node is its loopback device: Pods hang on point-to-point links that bear the same address,
         // so that everything between two Pods is routed and kube-proxy's rules see it. (On a bridge they
         // see it only where the kernel has br_netfilter.)
@@ -35,15 +44,35 @@ impl Network {
         // The rules that turn a Service's address into a Pod's are asked after a route has been found.
         self.ip(&["route", "add", "default", "dev", "lo", "src", NODE_ADDRESS])?;
         run(self.command("sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]))?;
-        Ok(())
+        self.link(&self.outside())
     }
 
-    /// Lets the namespace go; its devices and rules go with it.
+    /// Makes what is outside, a hop away.
+    fn link(&self, outside: &Self) -> Result<()> {
+        outside.make()?;
+        let other = outside.file.display().to_string();
+        self.ip(&["link", "add", "outside", "type", "veth", "peer", "name", "node", "netns", &other])?;
+        self.ip(&["address", "add", &format!("{NODE_END}/30"), "dev", "outside"])?;
+        self.ip(&["link", "set", "outside", "up"])?;
+        outside.ip(&["address", "add", &format!("{OUTSIDE_END}/30"), "dev", "node"])?;
+        outside.ip(&["link", "set", "node", "up"])?;
+        outside.ip(&["route", "add", "default", "via", NODE_END])
+    }
+
+    fn make(&self) -> Result<()> {
+        File::create(&self.file)?;
+        run(Command::new("unshare").arg(format!("--net={}", self.file.display())).arg("true")).map(drop)
+    }
+
+    /// Lets both namespaces go; their devices and rules go with them.
     pub fn remove(&self) -> Result<()> {
-        if self.exists() {
-            run(Command::new("umount").arg(&self.file))?;
+        for network in [&self.outside(), self] {
+            if network.exists() {
+                run(Command::new("umount").arg(&network.file))?;
+            }
+            remains::remove(&network.file)?;
         }
-        remains::remove(&self.file)
+        Ok(())
     }
 
     /// Whether the namespace is there.

@@ -6,6 +6,7 @@
 
 mod gate;
 mod gateways;
+pub mod promotion;
 mod row;
 mod scale;
 mod seen;
@@ -13,6 +14,7 @@ mod tally;
 mod upgrade;
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -30,6 +32,8 @@ pub enum Figure {
     Scale,
     /// What the gate host adds to the engine alone, and what plugins of every language cost (about 10 minutes).
     Gate,
+    /// What users lose while gateways are upgraded and moved back under them, on real Pods (about 20 minutes).
+    Promotion,
 }
 
 impl Figure {
@@ -38,6 +42,7 @@ impl Figure {
             Self::Upgrade => "upgrade",
             Self::Scale => "scale",
             Self::Gate => "gate",
+            Self::Promotion => "promotion",
         }
     }
 
@@ -46,6 +51,7 @@ impl Figure {
             Self::Upgrade => upgrade::measure(),
             Self::Scale => scale::measure(),
             Self::Gate => gate::measure(),
+            Self::Promotion => promotion::measure(),
         }
     }
 }
@@ -55,10 +61,7 @@ pub fn run(chosen: &[Figure]) -> Result<()> {
     let mut missed = Vec::new();
     for figure in Figure::value_variants().iter().filter(|figure| chosen.is_empty() || chosen.contains(figure)) {
         let rows = figure.measure()?;
-        println!("{}", row::heading(figure.name()));
-        for row in &rows {
-            println!("{}", row.line());
-        }
+        print(figure.name(), &rows);
         missed.extend(rows.iter().filter(|row| !row.ok).map(|row| row.name));
         fs::create_dir_all(workspace::reports())?;
         let path = workspace::reports().join(figure.name()).with_extension("json");
@@ -66,4 +69,19 @@ pub fn run(chosen: &[Figure]) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if missed.is_empty() { Ok(()) } else { bail!("targets missed: {}", missed.join(", ")) }
+}
+
+/// What the users of a Service of the local cluster get, whoever does whatever to it meanwhile: for another operator, beside
+/// ours. `service` is its namespace and its name.
+pub fn users(service: &str, time: Duration) -> Result<()> {
+    let rows = promotion::users(service, time)?;
+    print(service, &rows);
+    Ok(())
+}
+
+fn print(title: &str, rows: &[Row]) {
+    println!("{}", row::heading(title));
+    for row in rows {
+        println!("{}", row.line());
+    }
 }
