@@ -6,6 +6,7 @@
 
 mod gate;
 mod gateways;
+mod model;
 mod row;
 mod scale;
 mod seen;
@@ -30,6 +31,8 @@ pub enum Figure {
     Scale,
     /// What the gate host adds to the engine alone, and what plugins of every language cost (about 10 minutes).
     Gate,
+    /// How many states the model test goes through, and how many faults it finds that are put there (about 15 minutes).
+    Model,
 }
 
 impl Figure {
@@ -38,6 +41,7 @@ impl Figure {
             Self::Upgrade => "upgrade",
             Self::Scale => "scale",
             Self::Gate => "gate",
+            Self::Model => "model",
         }
     }
 
@@ -46,6 +50,7 @@ impl Figure {
             Self::Upgrade => upgrade::measure(),
             Self::Scale => scale::measure(),
             Self::Gate => gate::measure(),
+            Self::Model => model::measure(),
         }
     }
 }
