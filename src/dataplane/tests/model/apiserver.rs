@@ -1,6 +1,10 @@
 //! The apiserver: what it stores, what it refuses, and what its watches tell, one request at a time.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -219,7 +223,7 @@ impl Apiserver {
                     let mut object = request.body.clone();
                     let applied = if request.verb == Verb::Apply { object.clone() } else { Value::Null };
                     self.born(key, &mut object, now);
-                    self.put(key, object, applied);
+                    self.put(key, finished(key, None, object, applied));
                     Answer { status: 201, found: vec![self.objects[&key].clone()] }
                 }
                 _ => Answer::refused(404),
@@ -242,18 +246,15 @@ impl Apiserver {
             }
             Verb::Apply | Verb::Merge | Verb::MergeStatus | Verb::List => {}
         }
-        let mut object = found.content.value.clone();
-        let mut applied = found.content.applied.clone();
-        match request.verb {
+        self.alter(key, &found, Some(request.hash), |object, applied| match request.verb {
             Verb::Apply => {
-                prune("", &mut object, &applied, &request.body);
-                overlay("", &mut object, &request.body);
-                applied = request.body.clone();
+                prune("", object, applied, &request.body);
+                overlay("", object, &request.body);
+                *applied = request.body.clone();
             }
             Verb::MergeStatus => merge_patch(&mut object["status"], &request.body["status"]),
-            _ => merge_patch(&mut object, &request.body),
-        }
-        self.put(key, object, applied);
+            _ => merge_patch(object, &request.body),
+        });
         let stored = self.objects.get(&key).cloned();
         Answer { status: 200, found: vec![stored.unwrap_or(found)] }
     }
@@ -261,15 +262,34 @@ impl Apiserver {
     /// Puts an object there that is none of the operator's.
     pub(super) fn make(&mut self, key: Key, mut object: Value, now: &str) {
         self.born(key, &mut object, now);
-        self.put(key, object, Value::Null);
+        self.put(key, finished(key, None, object, Value::Null));
     }
 
     /// Changes an object as somebody who has just read it.
     pub(super) fn bend(&mut self, key: Key, change: impl FnOnce(&mut Value)) {
         let Some(found) = self.objects.get(&key).cloned() else { return };
-        let mut object = found.content.value.clone();
-        change(&mut object);
-        self.put(key, object, found.content.applied.clone());
+        self.alter(key, &found, None, |object, _| change(object));
+    }
+
+    /// Likewise, where the same change of the same object has a name.
+    pub(super) fn bend_alike(&mut self, key: Key, name: u128, change: impl FnOnce(&mut Value)) {
+        let Some(found) = self.objects.get(&key).cloned() else { return };
+        self.alter(key, &found, Some(name), |object, _| change(object));
+    }
+
+    fn alter(&mut self, key: Key, found: &Stored, name: Option<u128>, change: impl FnOnce(&mut Value, &mut Value)) {
+        let known = name.map(|name| (found.content.exact, name));
+        let content = known.and_then(|known| ALTERED.with_borrow(|altered| altered.get(&known).cloned()));
+        let content = content.unwrap_or_else(|| {
+            let (mut object, mut applied) = (found.content.value.clone(), found.content.applied.clone());
+            change(&mut object, &mut applied);
+            let content = finished(key, Some(found.value()), object, applied);
+            if let Some(known) = known {
+                ALTERED.with_borrow_mut(|altered| altered.insert(known, Arc::clone(&content)));
+            }
+            content
+        });
+        self.put(key, content);
     }
 
     /// Deletes an object: it goes at once only if no finalizer holds it.
@@ -313,38 +333,45 @@ impl Apiserver {
         }
     }
 
-    /// Stores an object, if it is another one; its generation counts what is asked of it.
-    fn put(&mut self, key: Key, mut object: Value, applied: Value) {
-        default(key.kind.as_str(), &mut object);
-        let found = self.objects.get(&key);
-        let same = found.is_some_and(|found| {
-            let before = &found.content.value;
-            before["spec"] == object["spec"]
-        });
-        if !same {
-            let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
-            object["metadata"]["generation"] = (generation + 1).into();
-        }
-        if object["metadata"].get("finalizers").is_some_and(|held| entries(held).next().is_none()) {
-            object["metadata"].as_object_mut().map(|metadata| metadata.remove("finalizers"));
-        }
-        let held = object["metadata"].get("finalizers").is_some();
-        if !held && object["metadata"].get("deletionTimestamp").is_some() {
+    /// Stores an object, if it is another one.
+    fn put(&mut self, key: Key, content: Arc<Content>) {
+        let metadata = &content.value["metadata"];
+        if metadata.get("deletionTimestamp").is_some() && metadata.get("finalizers").is_none() {
             return self.lose(key);
         }
-        let content = Content::of(object, applied);
-        if found.is_some_and(|found| found.content.value == content.value) {
+        let objects = Arc::make_mut(&mut self.objects);
+        if let Some(found) = objects.get_mut(&key)
+            && (found.content.exact == content.exact || found.content.value == content.value)
+        {
             // What changes nothing is not written; who applied what may differ all the same.
-            if let Some(found) = Arc::make_mut(&mut self.objects).get_mut(&key) {
-                found.content = content;
-            }
+            found.content = content;
             return;
         }
         self.version += 1;
         let stored = Stored { content, version: self.version + 1 };
-        Arc::make_mut(&mut self.objects).insert(key, stored.clone());
+        objects.insert(key, stored.clone());
         Arc::make_mut(&mut self.told).push((key, Some(stored)));
     }
+}
+
+thread_local! {
+    /// The same change of the same object comes to the same.
+    static ALTERED: RefCell<HashMap<(u128, u128), Arc<Content>>> = RefCell::default();
+}
+
+/// An object as it is stored: with defaults, and with a generation that counts what is asked of it.
+fn finished(key: Key, before: Option<&Value>, mut object: Value, applied: Value) -> Arc<Content> {
+    default(key.kind.as_str(), &mut object);
+    if before.is_none_or(|before| before["spec"] != object["spec"]) {
+        let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
+        object["metadata"]["generation"] = (generation + 1).into();
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut()
+        && metadata.get("finalizers").is_some_and(|held| entries(held).next().is_none())
+    {
+        metadata.remove("finalizers");
+    }
+    Content::of(object, applied)
 }
 
 /// A path into an object, for those who only read.

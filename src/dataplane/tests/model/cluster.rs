@@ -29,8 +29,14 @@ impl Act {
         match self {
             Self::Make(key, object) => api.make(*key, object.clone(), now),
             Self::Delete(key) => api.delete(*key, now),
-            Self::Status(key, status) => api.bend(*key, |object| object["status"] = status.clone()),
-            Self::Replace(key, object) => api.bend(*key, |found| found["endpoints"] = object["endpoints"].clone()),
+            Self::Status(key, status) => {
+                let name = wide(&[b"status", status.to_string().as_bytes()]);
+                api.bend_alike(*key, name, |object| object["status"] = status.clone());
+            }
+            Self::Replace(key, slice) => {
+                let name = wide(&[b"endpoints", slice["endpoints"].to_string().as_bytes()]);
+                api.bend_alike(*key, name, |object| object["endpoints"] = slice["endpoints"].clone());
+            }
         }
     }
 }
@@ -138,8 +144,14 @@ fn start(deployment: Key, hash: &str, template: &Value) -> Value {
     pod
 }
 
+/// A Pod turns ready, or is not any more.
+pub(super) fn turn(api: &mut Apiserver, pod: Key, ready: bool, restarts: i64) {
+    let name = wide(&[b"turn", &[u8::from(ready)], &restarts.to_le_bytes()]);
+    api.bend_alike(pod, name, |pod| pod["status"] = status(pod, ready, restarts));
+}
+
 /// The status of a Pod.
-pub(super) fn status(pod: &Value, ready: bool, restarts: i64) -> Value {
+fn status(pod: &Value, ready: bool, restarts: i64) -> Value {
     let image = &pod["spec"]["containers"][0]["image"];
     json!({
         // Whoever asks it for a connection asks nobody outside of this machine.

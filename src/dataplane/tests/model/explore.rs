@@ -57,7 +57,7 @@ struct Place {
 }
 
 /// In which phase what happened how often.
-pub(super) type Coverage = BTreeMap<(String, &'static str), usize>;
+pub(super) type Coverage = BTreeMap<(&'static str, &'static str), usize>;
 
 /// What was seen so far.
 pub(super) struct Exploration {
@@ -274,7 +274,7 @@ impl Exploration {
         event: Event,
         tally: &mut Tally,
     ) -> Option<(State, Arc<Way>)> {
-        *tally.0.entry((state.phase().to_owned(), name(event))).or_default() += 1;
+        *tally.0.entry((state.phase(), name(event))).or_default() += 1;
         let gone = Arc::new(Way { event, before: way.cloned() });
         match state.after(event) {
             Ok(next) => Some((next, gone)),
@@ -365,14 +365,14 @@ pub(super) fn name(event: Event) -> &'static str {
 
 /// The table of what happened in which phase.
 pub(super) fn table(coverage: &Coverage) -> String {
-    let phases: BTreeSet<_> = coverage.keys().map(|(phase, _)| phase.as_str()).collect();
+    let phases: BTreeSet<_> = coverage.keys().map(|(phase, _)| *phase).collect();
     let events: BTreeSet<_> = coverage.keys().map(|(_, event)| *event).collect();
     let mut text = format!("{:<24}", "");
     phases.iter().for_each(|phase| write!(text, "{phase:>11}").expect("a text"));
     for event in events {
         write!(text, "\n{event:<24}").expect("a text");
         for phase in &phases {
-            let count = coverage.get(&((*phase).to_owned(), event)).copied().unwrap_or_default();
+            let count = coverage.get(&(*phase, event)).copied().unwrap_or_default();
             write!(text, "{count:>11}").expect("a text");
         }
     }

@@ -182,6 +182,37 @@ fn shape(value: &Value, text: &str) -> u64 {
     hasher.finish()
 }
 
+/// What many states share and few change, with its hash.
+#[derive(Debug)]
+pub(super) struct Shared<T> {
+    value: Arc<T>,
+    hash: u64,
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), hash: self.hash }
+    }
+}
+
+impl<T> Shared<T> {
+    pub(super) fn of(value: T, hash: impl Fn(&T) -> u64) -> Self {
+        Self { hash: hash(&value), value: Arc::new(value) }
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl<T> std::ops::Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
 pub(super) fn hash_of(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);

@@ -28,7 +28,7 @@ use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
     apiserver::{Answer, Apiserver, If, Objects, Request, Stored},
-    objects::{Key, Kind, wide},
+    objects::{Key, Kind, Shared, hash_of, wide},
 };
 use crate::{
     cluster::{
@@ -84,6 +84,15 @@ pub(super) enum Unseen {
 }
 
 impl Memory {
+    /// By which processes are told apart. Which moment a trial was begun at is only a name.
+    pub(super) fn hash(&self) -> u64 {
+        let trials = self.trials.iter().map(|(key, (begun, said))| {
+            (&key.promotion, &key.gate, &key.entry, begun, said.as_ref().map(|said| &said.outcome))
+        });
+        let known = (trials.collect::<Vec<_>>(), &self.connections, self.unseen.keys().collect::<Vec<_>>());
+        hash_of(format!("{known:?}").as_bytes())
+    }
+
     /// Whether the caches show everything that this process wrote, by the operator's own reckoning.
     pub(super) fn caught_up(&self, view: &Objects) -> bool {
         self.unseen.is_empty() || writes(&self.unseen).seen("uid", |object| cached(view, object))
@@ -113,8 +122,8 @@ fn writes(unseen: &BTreeMap<Key, Unseen>) -> Writes {
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
     pub(super) view: Arc<Objects>,
-    pub(super) memory: Arc<Memory>,
-    pub(super) plugins: Arc<BTreeMap<String, Plugin>>,
+    pub(super) memory: Shared<Memory>,
+    pub(super) plugins: Shared<BTreeMap<String, Plugin>>,
     pub(super) process: u8,
     pub(super) now: Timestamp,
 }
@@ -126,7 +135,7 @@ impl Reading {
             text.extend(key.hash().to_le_bytes());
             text.extend(stored.content.exact.to_le_bytes());
         }
-        let memory = (&self.memory.trials, &self.memory.connections, &self.plugins, self.process, self.now);
+        let memory = (&self.memory.trials, &self.memory.connections, &*self.plugins, self.process, self.now);
         wide(&[&text, format!("{memory:?}").as_bytes()])
     }
 }
@@ -180,6 +189,13 @@ enum Mark {
     Read(u32),
     Answered(usize),
     Gone(String),
+}
+
+impl End {
+    /// Whether a trial goes on, or has said something that is still of use.
+    pub(super) fn wants(&self, trial: &TrialKey) -> bool {
+        self.trials.iter().any(|(key, _)| key == trial)
+    }
 }
 
 impl Flight {

@@ -187,6 +187,9 @@ impl Truth {
         if end.failed.is_none() {
             self.see(&reading.view);
         }
+        // Cancelled by the process that began it: it knows that nothing came of it.
+        let cancelled = |run: &&mut Run| reading.memory.trials.contains_key(&run.key) && !end.wants(&run.key);
+        self.runs.iter_mut().filter(cancelled).for_each(|run| run.over = true);
         for (key, begun) in flight.began(end) {
             let named = |name: &String| reading.view.get(&Key::of(Kind::Pod, name)).map(|pod| judged(pod.value()));
             let pods: Judged = begun.pods.iter().filter_map(named).collect();
@@ -222,6 +225,8 @@ impl Truth {
 
     /// A trial has begun.
     fn attempt(&mut self, run: Run) -> Result<(), Broken> {
+        // Asked afresh, it is another run of the same attempt at most.
+        self.runs.retain(|before| before.key != run.key || !before.over);
         let same = |before: &&Run| {
             (&before.key.promotion, &before.key.gate, &before.key.entry)
                 == (&run.key.promotion, &run.key.gate, &run.key.entry)

@@ -9,7 +9,7 @@ use super::{
     super::world::api::entries,
     apiserver::{Apiserver, If, Objects, Stored, Verb, text},
     cluster,
-    objects::{Content, Key, Kind, hash_of, mix},
+    objects::{Key, Kind, Shared, hash_of, mix},
     operator::{Flight, Memory, Next, Reading, Sent, Unseen},
     promises::{Broken, Truth},
 };
@@ -126,6 +126,10 @@ pub(super) type Story = &'static [Event];
 
 pub(super) const IMAGES: [&str; 3] = ["kong:3.9", "kong:3.10", "kong:3.11"];
 
+/// Where an upgrade may stand.
+pub(super) const PHASES: [&str; 9] =
+    ["Settled", "Staging", "Judging", "Refused", "Waiting", "Switching", "Verifying", "Draining", "Rejected"];
+
 /// When everything begins.
 const DAWN: i64 = 1_800_000_000;
 
@@ -136,18 +140,20 @@ pub(super) struct State {
     pub(super) view: Arc<Objects>,
     /// Kinds whose watches are behind, a bit each.
     held: u16,
-    pub(super) memory: Arc<Memory>,
+    pub(super) memory: Shared<Memory>,
     process: u8,
     pub(super) flight: Option<Flight>,
     late: Option<(Arc<Sent>, If)>,
     /// Something has changed since the last pass began.
     asked: bool,
-    plugins: Arc<BTreeMap<String, Plugin>>,
+    plugins: Shared<BTreeMap<String, Plugin>>,
     seconds: i64,
     ticks: u16,
     story: Story,
     idle: u8,
-    pub(super) truth: Arc<Truth>,
+    pub(super) truth: Shared<Truth>,
+    /// Where the upgrade stands, as the record says.
+    phase: &'static str,
 }
 
 pub(super) fn dataplane() -> Key {
@@ -192,17 +198,18 @@ impl State {
             api: Apiserver::default(),
             view: Arc::default(),
             held: 0,
-            memory: Arc::default(),
+            memory: Shared::of(Memory::default(), Memory::hash),
             process: 1,
             flight: None,
             late: None,
             asked: true,
-            plugins: Arc::new([("smoke".to_owned(), Plugin::Ready(Digest::of(b"one")))].into()),
+            plugins: Shared::of([("smoke".to_owned(), Plugin::Ready(Digest::of(b"one")))].into(), told),
             seconds: 0,
             ticks: 1, // every moment has a fraction
             story,
             idle: 0,
-            truth: Arc::default(),
+            truth: Shared::of(Truth::default(), Truth::hash),
+            phase: "Founding",
         };
         let now = state.now().to_string();
         api.make(dataplane(), dp, &now);
@@ -235,10 +242,17 @@ impl State {
     }
 
     /// Where the upgrade stands, as the record says.
-    pub(super) fn phase(&self) -> &str {
+    pub(super) fn phase(&self) -> &'static str {
+        self.phase
+    }
+
+    fn stands(&self) -> &'static str {
         let open = newest(&self.api.objects).filter(|(_, one)| one.value()["status"]["verdict"].is_null());
         match open {
-            Some((_, open)) => open.value()["status"]["phase"].as_str().unwrap_or("Staging"),
+            Some((_, open)) => {
+                let phase = open.value()["status"]["phase"].as_str().unwrap_or("Staging");
+                PHASES.into_iter().find(|known| *known == phase).expect("a phase")
+            }
             None => match self.reason() {
                 "Aborted" | "RolledBack" | "PromotionFailed" => "Rejected",
                 "Progressing" => "Founding",
@@ -495,6 +509,9 @@ impl State {
             0
         };
         next.happen(event)?;
+        if !Arc::ptr_eq(&next.api.objects, &self.api.objects) {
+            next.phase = next.stands();
+        }
         Ok(next)
     }
 
@@ -507,8 +524,8 @@ impl State {
                 self.asked = false;
                 let reading = Reading {
                     view: Arc::clone(&self.view),
-                    memory: Arc::clone(&self.memory),
-                    plugins: Arc::clone(&self.plugins),
+                    memory: self.memory.clone(),
+                    plugins: self.plugins.clone(),
                     process: self.process,
                     now: self.now(),
                 };
@@ -517,11 +534,15 @@ impl State {
             }
             Event::Machine(key) => self.work(key, &now),
             Event::Answer(answers) => {
-                let memory = Arc::make_mut(&mut self.memory);
                 let answer = if answers { Connection::Answers } else { Connection::Silent("nobody is there".into()) };
-                if let Some(said) = memory.connections.values_mut().find(|said| said.is_none()) {
-                    *said = Some(answer);
-                }
+                self.remember(|memory| {
+                    memory
+                        .connections
+                        .values_mut()
+                        .filter(|said| said.is_none())
+                        .take(1)
+                        .for_each(|said| *said = Some(answer.clone()));
+                });
                 self.asked = true;
             }
             Event::Verdict(says) => self.verdict(says),
@@ -532,13 +553,8 @@ impl State {
                     let answer = self.api.answer(&sent.request, only, &now);
                     self.tick(&sent);
                     if answer.is_success() {
-                        Arc::make_mut(&mut self.truth).written(
-                            &before,
-                            &self.api,
-                            &sent.request,
-                            None,
-                            self.seconds,
-                        )?;
+                        let (after, seconds) = (self.api.clone(), self.seconds);
+                        self.learn(|truth| truth.written(&before, &after, &sent.request, None, seconds))?;
                     }
                 }
             }
@@ -563,7 +579,7 @@ impl State {
                 self.crash();
             }
             Event::Impatience => {
-                Arc::make_mut(&mut self.memory).unseen.clear();
+                self.remember(|memory| memory.unseen.clear());
                 self.asked = true;
             }
             Event::Hold(kind) => self.held |= 1 << kind as u16,
@@ -573,13 +589,13 @@ impl State {
                     dataplane["spec"]["deployment"]["podTemplateSpec"]["spec"]["containers"][0]["image"] = image.into();
                 });
                 let wanted = wanted(self.value(dataplane()));
-                Arc::make_mut(&mut self.truth).edited(&wanted);
+                self.learn(|truth| truth.edited(&wanted));
             }
             Event::Approve => {
                 self.api.bend(dataplane(), |dataplane| {
                     dataplane["metadata"]["annotations"][PROMOTE_WHEN_READY] = "true".into()
                 });
-                Arc::make_mut(&mut self.truth).annotated();
+                self.learn(Truth::annotated);
             }
             Event::Withdraw => self.api.bend(dataplane(), |dataplane| {
                 dataplane["metadata"]["annotations"].as_object_mut().map(|all| all.remove(PROMOTE_WHEN_READY));
@@ -595,7 +611,7 @@ impl State {
                 };
                 self.api.bend(key, |promotion| promotion["spec"]["decision"][field] = value);
                 if decision == Decision::Retry {
-                    Arc::make_mut(&mut self.truth).retried(&revision);
+                    self.learn(|truth| truth.retried(&revision));
                 }
             }
             Event::Policy(rule) => match rule {
@@ -625,20 +641,22 @@ impl State {
                     Bytes::Revoked => Plugin::Revoked,
                     Bytes::Restored => Plugin::Ready(Digest::of(b"two")),
                 };
-                Arc::make_mut(&mut self.plugins).insert("smoke".into(), state);
+                self.plugins = Shared::of([("smoke".to_owned(), state)].into(), told);
                 if bytes != Bytes::Replaced {
-                    Arc::make_mut(&mut self.truth).revoked();
+                    self.learn(Truth::revoked);
                 }
                 self.asked = true;
             }
             Event::Evict(pod) => self.api.delete(pod, &now),
-            Event::Restart(pod) => self.api.bend(pod, |pod| {
-                pod["status"] = cluster::status(pod, false, cluster::restarts(pod) + 1);
-            }),
-            Event::Break(pod) => self.api.bend(pod, |pod| {
-                pod["metadata"]["annotations"][cluster::BROKEN] = "true".into();
-                pod["status"] = cluster::status(pod, false, cluster::restarts(pod));
-            }),
+            Event::Restart(pod) => {
+                let restarts = self.api.get(pod).map_or(0, |pod| cluster::restarts(pod.value()));
+                cluster::turn(&mut self.api, pod, false, restarts + 1);
+            }
+            Event::Break(pod) => {
+                self.api.bend(pod, |pod| pod["metadata"]["annotations"][cluster::BROKEN] = "true".into());
+                let restarts = self.api.get(pod).map_or(0, |pod| cluster::restarts(pod.value()));
+                cluster::turn(&mut self.api, pod, false, restarts);
+            }
             Event::Scale(count) => {
                 self.api.bend(dataplane(), |dataplane| dataplane["spec"]["deployment"]["replicas"] = count.into());
             }
@@ -653,6 +671,22 @@ impl State {
         Ok(())
     }
 
+    /// What people, gates and the operator do, as far as promises are concerned.
+    fn learn<T>(&mut self, what: impl FnOnce(&mut Truth) -> T) -> T {
+        let mut truth = Truth::clone(&self.truth);
+        let learnt = what(&mut truth);
+        if truth != *self.truth {
+            self.truth = Shared::of(truth, Truth::hash);
+        }
+        learnt
+    }
+
+    fn remember(&mut self, what: impl FnOnce(&mut Memory)) {
+        let mut memory = Memory::clone(&self.memory);
+        what(&mut memory);
+        self.memory = Shared::of(memory, Memory::hash);
+    }
+
     /// The next request of the pass is answered.
     fn step(&mut self) -> Result<(), Broken> {
         let Some(mut flight) = self.flight.take() else { return Ok(()) };
@@ -663,17 +697,12 @@ impl State {
             self.tick(sent);
             let done = answer.is_success();
             if sent.request.verb == Verb::List {
-                Arc::make_mut(&mut self.truth).confirmed(&answer);
+                self.learn(|truth| truth.confirmed(&answer));
             }
             flight.answered(answer, &self.api);
             if done && sent.request.is_write() {
-                Arc::make_mut(&mut self.truth).written(
-                    &before,
-                    &self.api,
-                    &sent.request,
-                    Some(&flight.reading),
-                    self.seconds,
-                )?;
+                let (after, seconds) = (self.api.clone(), self.seconds);
+                self.learn(|truth| truth.written(&before, &after, &sent.request, Some(&flight.reading), seconds))?;
             }
         }
         self.flight = Some(flight);
@@ -690,15 +719,15 @@ impl State {
 
     /// A pass that has no more to ask has ended.
     fn land(&mut self) -> Result<(), Broken> {
-        let Some(flight) = &self.flight else { return Ok(()) };
+        let Some(flight) = self.flight.take() else { return Ok(()) };
         let next = Arc::clone(&flight.next);
-        let Next::End(end) = &*next else { return Ok(()) };
-        let memory = flight.memory(end, &self.memory);
-        let truth = Arc::make_mut(&mut self.truth);
-        truth.ended(flight, end)?;
-        self.memory = Arc::new(memory);
+        let Next::End(end) = &*next else {
+            self.flight = Some(flight);
+            return Ok(());
+        };
+        self.learn(|truth| truth.ended(&flight, end))?;
+        self.memory = Shared::of(flight.memory(end, &self.memory), Memory::hash);
         self.asked |= end.failed.is_some();
-        self.flight = None;
         Ok(())
     }
 
@@ -719,7 +748,7 @@ impl State {
 
     fn crash(&mut self) {
         self.flight = None;
-        self.memory = Arc::default();
+        self.memory = Shared::of(Memory::default(), Memory::hash);
         self.process += 1;
         self.view = Arc::clone(&self.api.objects);
         self.api.told = Arc::default();
@@ -735,7 +764,8 @@ impl State {
             Kind::Deployment => cluster::controller(&self.api, key),
             Kind::Service => cluster::endpoints(&self.api, key),
             _ => {
-                return self.api.bend(key, |pod| pod["status"] = cluster::status(pod, true, cluster::restarts(pod)));
+                let restarts = self.api.get(key).map_or(0, |pod| cluster::restarts(pod.value()));
+                return cluster::turn(&mut self.api, key, true, restarts);
             }
         };
         acts.iter().for_each(|act| act.carry_out(&mut self.api, now));
@@ -750,57 +780,48 @@ impl State {
             Says::Error => Outcome::Error { blame: Blame::Trap, message: String::new(), retry: true },
             Says::Wait => Outcome::Wait { reason: reason(), after: std::time::Duration::from_secs(1), state: None },
         };
-        let memory = Arc::make_mut(&mut self.memory);
-        if let Some((key, (_, said))) = memory.trials.iter_mut().find(|(_, (_, said))| said.is_none()) {
-            *said = Some(Arc::new(Report::of(outcome)));
-            Arc::make_mut(&mut self.truth).said(key, says);
-        }
+        let mut asked = None;
+        self.remember(|memory| {
+            if let Some((key, (_, said))) = memory.trials.iter_mut().find(|(_, (_, said))| said.is_none()) {
+                *said = Some(Arc::new(Report::of(outcome)));
+                asked = Some(key.clone());
+            }
+        });
+        self.learn(|truth| asked.iter().for_each(|key| truth.said(key, says)));
         self.asked = true;
     }
 
     /// By which states are told apart, without what only the checks know.
     pub(super) fn hash(&self) -> u64 {
-        let shape = |content: &Content| content.shape;
-        let stored = |key: &Key, content: &Content, salt: u64| mix(mix(key.hash(), shape(content)), salt);
         let mut hash = 0_u64;
-        for (key, found) in self.api.objects.iter() {
-            hash = hash.wrapping_add(stored(key, &found.content, 1));
+        for found in self.api.objects.values() {
+            hash = hash.wrapping_add(found.content.shape);
         }
-        for (key, seen) in self.view.iter() {
-            let current = self.api.get(*key).is_some_and(|found| found.version == seen.version);
-            hash = hash.wrapping_add(stored(key, &seen.content, 2 + u64::from(current)));
+        if !Arc::ptr_eq(&self.api.objects, &self.view) {
+            hash = mix(hash, self.behind(&self.view));
         }
         for (place, (key, told)) in self.api.told.iter().enumerate() {
             let place = self.api.told[..place].iter().filter(|(other, _)| other.kind == key.kind).count();
-            let told = told.as_ref().map_or(0, |told| shape(&told.content));
-            hash = hash.wrapping_add(mix(mix(key.hash(), told), 16 + u64::try_from(place).unwrap_or_default()));
+            let told = told.as_ref().map_or_else(|| key.hash(), |told| told.content.shape);
+            hash = hash.wrapping_add(mix(told, 16 + u64::try_from(place).unwrap_or_default()));
         }
         for (key, left) in &self.memory.unseen {
             let current = match left {
                 Unseen::Version(version) => self.api.get(*key).is_some_and(|found| found.version == *version),
                 Unseen::Gone(_) => self.api.get(*key).is_none(),
             };
-            hash = hash.wrapping_add(mix(key.hash(), 1_000 + u64::from(current)));
+            hash = hash.wrapping_add(mix(key.hash(), u64::from(current)));
         }
         if let Some(flight) = &self.flight {
-            // How far it has come, whatever was read: that is in the caches.
             let step = u64::try_from(flight.answers.len()).unwrap_or_default();
             let next = match &*flight.next {
                 Next::Send(sent) => mix(sent.request.key.hash(), sent.request.verb as u64),
                 Next::End(_) => 0,
             };
-            hash = mix(mix(hash, next), 2_000 + step);
             let reading = &flight.reading;
-            let said: Vec<_> =
-                reading.memory.trials.values().map(|(_, said)| said.as_ref().map(|said| &said.outcome)).collect();
-            let known = format!("{:?}", (said, &reading.memory.connections, &reading.plugins, reading.now.as_second()));
-            hash = mix(hash, hash_of(known.as_bytes()));
-            for (key, read) in flight.reading.view.iter() {
-                let current = self.api.get(*key).is_some_and(|found| found.version == read.version);
-                if !current {
-                    hash = hash.wrapping_add(mix(key.hash(), 3_000));
-                }
-            }
+            hash = mix(mix(mix(hash, next), step), self.behind(&reading.view));
+            hash = mix(hash, mix(reading.memory.hash(), reading.plugins.hash()));
+            hash = mix(hash, reading.now.as_second().unsigned_abs());
         }
         if let Some((sent, only)) = &self.late {
             let found = self.api.get(sent.request.key).map(|found| found.version);
@@ -809,27 +830,32 @@ impl State {
                 If::Absent => found.is_none(),
                 If::At(version) => found == Some(*version),
             };
-            hash = mix(hash, u64::try_from(sent.request.hash >> 64).expect("half of it") ^ u64::from(lands));
+            hash = mix(hash, mix(mix(sent.request.key.hash(), sent.request.verb as u64), u64::from(lands)));
         }
-        let trials = self.memory.trials.iter().map(|(key, (begun, said))| {
-            let current = recorded(&self.api.objects, key).is_some();
-            (&key.promotion, &key.gate, &key.entry, begun, said.as_ref().map(|said| &said.outcome), current)
-        });
-        let rest = format!(
-            "{:?}",
-            (
-                trials.collect::<Vec<_>>(),
-                &self.memory.connections,
-                &self.plugins,
-                self.held,
-                self.process,
-                self.seconds,
-                self.asked,
-                self.story.len(),
-                self.idle
-            )
-        );
-        mix(hash, hash_of(rest.as_bytes()))
+        for key in self.memory.trials.keys() {
+            hash = mix(hash, u64::from(recorded(&self.api.objects, key).is_some()));
+        }
+        let rest = [
+            self.memory.hash(),
+            self.plugins.hash(),
+            u64::from(self.held),
+            u64::from(self.process),
+            self.seconds.unsigned_abs() ^ u64::from(self.seconds < 0),
+            u64::from(self.asked),
+            u64::try_from(self.story.len()).unwrap_or_default(),
+            u64::from(self.idle),
+        ];
+        rest.into_iter().fold(hash, mix)
+    }
+
+    /// What somebody has read, and what of it has changed since.
+    fn behind(&self, view: &Objects) -> u64 {
+        let mut hash = 0_u64;
+        for (key, seen) in view {
+            let current = self.api.get(*key).is_some_and(|found| found.version == seen.version);
+            hash = hash.wrapping_add(seen.content.shape.rotate_left(u32::from(current)));
+        }
+        hash
     }
 }
 
@@ -843,6 +869,11 @@ pub(super) fn recorded<'a>(objects: &'a Objects, key: &TrialKey) -> Option<&'a V
     let gates = promotions.flat_map(|status| entries(&status["gates"]).chain(entries(&status["rechecks"])));
     let mut gates = gates.filter(|entry| entry["name"] == *key.gate);
     gates.find(|entry| entry["startedAt"].as_str().is_some_and(|text| moment(text) == started))
+}
+
+/// The plugins as a number.
+fn told(plugins: &BTreeMap<String, Plugin>) -> u64 {
+    hash_of(format!("{plugins:?}").as_bytes())
 }
 
 /// A gate of a policy.
