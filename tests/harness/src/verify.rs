@@ -120,7 +120,7 @@ fn command(suite: Suite, choice: &Choice) -> Command {
         Suite::Plugins => cargo.args(["plugins"]),
         // --no-fail-fast: one count of everything, not of everything up to the first failure.
         Suite::Unit => cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--"]),
-        Suite::Model => return model_command(STATES),
+        Suite::Model => return model_command(STATES, Build::Optimised),
         Suite::Integration => {
             cargo.args(["test", "--workspace", "--no-fail-fast", "--test", "it", "--", "--skip", "cluster::"])
         }
@@ -137,25 +137,20 @@ fn command(suite: Suite, choice: &Choice) -> Command {
 }
 
 /// The model test, until it has seen so many states.
-pub fn model_command(states: usize) -> Command {
+pub fn model_command(states: usize, build: Build) -> Command {
     let mut cargo = cargo();
     cargo.env("MODEL_STATES", states.to_string());
-    cargo.args([
-        "test",
-        "--package",
-        "sluice-operator",
-        "--lib",
-        "--config",
-        OPTIMISED,
-        "--",
-        "dataplane::tests::model::",
-    ]);
+    cargo.args(["test", "--package", "sluice-operator", "--lib"]);
+    if build == Build::Optimised {
+        cargo.args(["--config", OPTIMISED]);
+    }
+    cargo.args(["--", "dataplane::tests::model::"]);
     cargo
 }
 
 /// Runs the model test; how many states it has seen.
 pub fn model() -> Result<usize> {
-    run(&mut model_command(STATES))?;
+    run(&mut model_command(STATES, Build::Optimised))?;
     let report = fs::read_to_string(workspace::reports().join("model.txt"))?;
     let states = report.split(' ').next().and_then(|number| number.parse().ok());
     states.context("the model test reported no states")

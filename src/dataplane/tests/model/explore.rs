@@ -185,32 +185,32 @@ impl Exploration {
         });
     }
 
-    /// One random way: the stranger the longer the number.
+    /// One random way.
     fn way(&self, number: usize, tally: &mut Tally) {
         let mut random = Random::of(number);
         let seed = random.below(self.seeds.len());
-        let mut state = self.seeds[seed].state.clone();
-        let mut way = None;
-        let often = 3 + random.below(14);
-        let length = 60 + random.below(200);
-        for _ in 0..length {
-            let interferes = random.below(often) == 0;
-            let others = if interferes { state.deviations(true) } else { Vec::new() };
-            let chosen = (!others.is_empty()).then(|| others[random.below(others.len())]);
-            let Some(event) = chosen.or_else(|| state.ahead()) else { break };
-            let Some((next, gone)) = self.go(seed, &state, way.as_ref(), event, tally) else { return };
-            self.is_new(&next);
-            (state, way) = (next, Some(gone));
-        }
-        for _ in 0..PATIENCE {
-            let Some(event) = state.ahead() else {
-                return self.settle(seed, &state, way.as_ref());
-            };
+        let mut choice = Choice::of(random);
+        let (mut state, mut way) = (self.seeds[seed].state.clone(), None);
+        while let Some(event) = choice.next(&state) {
             let Some((next, gone)) = self.go(seed, &state, way.as_ref(), event, tally) else { return };
             self.is_new(&next);
             (state, way) = (next, Some(gone));
         }
         self.settle(seed, &state, way.as_ref());
+    }
+
+    /// The events of a random way from a state.
+    pub(super) fn chosen(from: &State, number: usize) -> Vec<Event> {
+        let mut choice = Choice::of(Random::of(number));
+        let (mut state, mut events) = (from.clone(), Vec::new());
+        while let Some(event) = choice.next(&state) {
+            events.push(event);
+            match state.after(event) {
+                Ok(next) => state = next,
+                Err(_) => break,
+            }
+        }
+        events
     }
 
     /// Works on every place, with all the threads there are.
@@ -327,6 +327,31 @@ impl Random {
     fn below(&mut self, limit: usize) -> usize {
         self.0 = mix(self.0, 1);
         usize::try_from(self.0 >> 33).unwrap_or_default() % limit.max(1)
+    }
+}
+
+/// What happens on a random way: now and then something interferes, and at last nothing does any more.
+struct Choice {
+    random: Random,
+    /// One of so many events interferes.
+    often: usize,
+    /// Of so many events.
+    length: usize,
+    gone: usize,
+}
+
+impl Choice {
+    fn of(mut random: Random) -> Self {
+        let (often, length) = (3 + random.below(14), 60 + random.below(200));
+        Self { random, often, length, gone: 0 }
+    }
+
+    fn next(&mut self, state: &State) -> Option<Event> {
+        self.gone += 1;
+        let interferes = self.gone < self.length && self.random.below(self.often) == 0;
+        let others = if interferes { state.deviations(true) } else { Vec::new() };
+        let chosen = (!others.is_empty()).then(|| others[self.random.below(others.len())]);
+        chosen.or_else(|| state.ahead()).filter(|_| self.gone < self.length + PATIENCE)
     }
 }
 

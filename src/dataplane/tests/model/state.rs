@@ -143,7 +143,7 @@ pub(super) struct State {
     pub(super) memory: Shared<Memory>,
     process: u8,
     pub(super) flight: Option<Flight>,
-    late: Option<(Arc<Sent>, If)>,
+    pub(super) late: Option<(Arc<Sent>, If)>,
     /// Something has changed since the last pass began.
     asked: bool,
     plugins: Shared<BTreeMap<String, Plugin>>,
@@ -224,6 +224,11 @@ impl State {
     /// The same with another story ahead.
     pub(super) fn telling(&self, story: Story) -> Self {
         Self { story, idle: 0, ..self.clone() }
+    }
+
+    /// What people will do.
+    pub(super) fn story(&self) -> Story {
+        self.story
     }
 
     pub(super) fn now(&self) -> Timestamp {

@@ -2,7 +2,8 @@
 //! the operator.
 //!
 //! A mutant is one change of the source, made in a copy of it. The copy is built beside the workspace, with the same
-//! dependencies, and its model test has to fail with a promise that was broken.
+//! dependencies, and its model test has to fail with a promise that was broken. A change that does not fit any more is an
+//! error, and so is a copy that does not build.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::row::{Row, count};
 use crate::command::{last_lines, run};
+use crate::install::Build;
 use crate::progress::{Step, step};
 use crate::verify;
 use crate::workspace;
@@ -108,6 +110,7 @@ pub fn measure() -> Result<Vec<Row>> {
 fn mutants() -> Result<usize> {
     let copy = workspace::target().join("mutants");
     step("source copied", || copy_source(&copy))?;
+    step("dependencies shared", || share(Path::new("debug"), &copy.join("target")))?;
     let mut found = 0;
     for mutant in &MUTANTS {
         let step = Step::begin(&format!("mutant: {}", mutant.name));
@@ -125,7 +128,7 @@ fn hunt(copy: &Path, mutant: &Mutant) -> Result<bool> {
     let source = fs::read_to_string(&path)?;
     ensure!(source.matches(found).count() == 1, "mutant `{name}`: {file} does not contain once: {found}");
     fs::write(&path, source.replacen(found, instead, 1))?;
-    let output = verify::model_command(HUNT).current_dir(copy).env("CARGO_TARGET_DIR", workspace::target()).output();
+    let output = verify::model_command(HUNT, Build::Quick).current_dir(copy).output();
     fs::write(&path, source)?;
     let output = output.context("cannot start cargo")?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -165,6 +168,34 @@ fn copy_source(copy: &Path) -> Result<()> {
         }
         fs::create_dir_all(to.parent().context("a folder")?)?;
         fs::write(&to, content)?;
+    }
+    Ok(())
+}
+
+/// Links what is built of the dependencies into another folder for such things: to build them takes longer than all the
+/// rest. What is built of the workspace stays apart, for both copies would call it the same.
+fn share(folder: &Path, into: &Path) -> Result<()> {
+    let ours = |name: &str| {
+        let name = name.trim_start_matches("lib").replace('-', "_");
+        ["sluice", "http_smoke", "it_", "gate_"].iter().any(|ours| name.starts_with(ours))
+    };
+    for entry in fs::read_dir(workspace::target().join(folder))? {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name().to_string_lossy().into_owned(), entry.file_type()?);
+        let top = folder.components().count() == 1;
+        if top && !["deps", "build", ".fingerprint"].contains(&name.as_str()) || !top && ours(&name) {
+            continue;
+        }
+        let path = folder.join(&name);
+        if kind.is_dir() {
+            share(&path, into)?;
+        } else {
+            let to = into.join(&path);
+            fs::create_dir_all(to.parent().context("a folder")?)?;
+            if !to.exists() {
+                fs::hard_link(entry.path(), &to)?;
+            }
+        }
     }
     Ok(())
 }
