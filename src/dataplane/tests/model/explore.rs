@@ -123,11 +123,16 @@ impl Exploration {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    fn is_enough(&self) -> bool {
+        self.states() >= self.limit
+    }
+
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Every way on which at most so many things interfere. Returns with how many all of them were gone.
+    /// Every way on which at most so many things interfere, or until it is enough. Returns with how many all of them were
+    /// gone.
     pub(super) fn exhaust(&self, interferences: usize) -> usize {
         let seeds = self.seeds.iter().enumerate();
         let begin = seeds.map(|(seed, story)| Place { seed, state: story.state.clone(), way: None }).collect();
@@ -153,7 +158,7 @@ impl Exploration {
                     }
                 }
             });
-            if self.is_over() {
+            if self.is_over() || self.is_enough() {
                 return interference - 1;
             }
             places = next;
@@ -171,13 +176,10 @@ impl Exploration {
                     let mut tally = Tally::default();
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= ways || self.is_over() {
+                        if number >= ways || self.is_over() || self.is_enough() {
                             break;
                         }
                         self.way(number, &mut tally);
-                        if number % 64 == 0 && self.states() >= self.limit {
-                            break;
-                        }
                     }
                     self.add(tally);
                 });
@@ -223,7 +225,7 @@ impl Exploration {
                     scope.spawn(|| {
                         let (mut found, mut tally) = (Vec::new(), Tally::default());
                         while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            if self.is_over() {
+                            if self.is_over() || self.is_enough() {
                                 break;
                             }
                             work(place, &mut found, &mut tally);

@@ -45,8 +45,9 @@ use self::{
 /// How many states are enough, unless `MODEL_STATES` says otherwise: few while somebody works, a million in
 /// `cargo verify`.
 const STATES: usize = 20_000;
-/// From so many states on, two interferences are gone through at every place; below, one.
-const THOROUGH: usize = 500_000;
+/// So many interferences at most are gone through at every place of every story; what is missing to enough states, random
+/// ways bring.
+const INTERFERENCES: usize = 2;
 /// Random ways at most.
 const WAYS: usize = 1_000_000;
 
@@ -123,7 +124,7 @@ fn no_way_breaks_a_promise() {
     let enough = env::var("MODEL_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(STATES);
     let began = Instant::now();
     let exploration = Exploration::of(seeds(), enough);
-    let interferences = exploration.exhaust(if enough >= THOROUGH { 2 } else { 1 });
+    let interferences = exploration.exhaust(INTERFERENCES);
     let exhausted = exploration.states();
     eprintln!("{exhausted} states by {} events in {:?}", exploration.events(), began.elapsed());
     exploration.wander(WAYS);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{
     at_rest,
-    state::{Bytes, Event, Rule, Says, State, gate},
+    state::{Bytes, Decision, Event, Rule, Says, State, gate},
 };
 
 /// A way that is told step by step.
@@ -110,4 +110,13 @@ fn keptn_3920_attempts_that_are_used_up_hold_the_upgrade_for_good() {
     way = way.then(Event::Verdict(Says::Error)).rest();
     way = way.then(Event::Jump(true)).rest().then(Event::Plugin(Bytes::Revoked)).rest();
     way.then(Event::Jump(true)).rest().ends("Refused", "kong:3.9");
+}
+
+/// Not reported by anybody: records were ordered by when they were made, and a clock that is set back makes the newest of
+/// them an old one.
+#[test]
+fn a_clock_that_is_set_back_forgets_no_rejection() {
+    let way = Way::governed().then(Event::Edit(1)).rest().then(Event::Jump(false)).then(Event::Edit(2)).rest();
+    let way = way.then(Event::Decide(Decision::Abort)).rest().then(Event::Approve).rest();
+    way.then(Event::Jump(true)).rest().ends("Rejected", "kong:3.9");
 }

@@ -311,10 +311,12 @@ impl Truth {
                 let service = api.get(live(role))?;
                 serves(&api.objects, cluster::side(service.value())).then_some(())
             };
-            // A Pod that somebody has just taken away could not be seen by a pass that was under way.
+            // A Pod that somebody has just taken away could not be seen by a pass that was under way; and on its way back
+            // traffic goes to what stands there, as it is.
             let believed = || {
                 let side = after.get(live(role)).map(|service| cluster::side(service.value()).to_owned())?;
-                serves(&reading?.view, &side).then_some(())
+                let stands = side == self.live && asked(&after.objects, &side);
+                (stands || serves(&reading?.view, &side)).then_some(())
             };
             if serving(before).is_some() && serving(after).is_none() && believed().is_none() {
                 return broken(Promise::Serving, format!("after {:?} of {key:?} nobody serves", request.verb));
@@ -516,9 +518,13 @@ fn deployment<'a>(objects: &'a Objects, side: &str) -> Option<&'a Value> {
         .find(|found| cluster::side(found) == side)
 }
 
+/// Whether a side should have Pods.
+fn asked(objects: &Objects, side: &str) -> bool {
+    deployment(objects, side).is_some_and(|found| found["spec"]["replicas"].as_i64().unwrap_or(1) > 0)
+}
+
 fn serves(objects: &Objects, side: &str) -> bool {
-    let asked = deployment(objects, side).is_some_and(|found| found["spec"]["replicas"].as_i64().unwrap_or(1) > 0);
-    asked && ready(objects, side).next().is_some()
+    asked(objects, side) && ready(objects, side).next().is_some()
 }
 
 fn revision(objects: &Objects, side: &str) -> Option<String> {

@@ -182,9 +182,7 @@ pub(super) fn is_approved(dataplane: &Value) -> bool {
 /// The newest upgrade.
 pub(super) fn newest(objects: &Objects) -> Option<(Key, &Stored)> {
     let promotions = objects.iter().filter(|(key, _)| key.kind == Kind::Promotion);
-    let age = |stored: &Stored| {
-        (text(stored.value(), "/metadata/creationTimestamp").to_owned(), stored.value()["spec"]["generation"].as_i64())
-    };
+    let age = |stored: &Stored| stored.value()["spec"]["generation"].as_i64();
     promotions.max_by_key(|(_, stored)| age(stored)).map(|(key, stored)| (*key, stored))
 }
 
