@@ -84,6 +84,14 @@ impl Writes {
         }
     }
 
+    /// What was written for an owner and has not been seen, as far as anybody asked.
+    #[cfg(test)]
+    pub(crate) fn unseen(&self, owner: &str) -> Vec<(Object, Left)> {
+        let writes = self.lock();
+        let pending = writes.get(owner).into_iter().flatten();
+        pending.map(|(object, (left, _))| (object.clone(), left.clone())).collect()
+    }
+
     /// Nothing more is waited for: the owner is gone.
     pub fn forget(&self, owner: &str) {
         self.lock().remove(owner);

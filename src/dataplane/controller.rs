@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, channel::mpsc};
+use jiff::Timestamp;
 use kube::{
     Client,
     runtime::{
@@ -125,6 +126,7 @@ pub async fn run(setup: Setup) -> Result<(), WriterDropped> {
         validate_images,
         ceilings,
         metrics,
+        clock: Box::new(Timestamp::now),
     });
 
     let dataplanes = context.caches.dataplanes.clone();

@@ -64,6 +64,8 @@ pub struct Context {
     pub backoff: Backoff<ObjectRef<DataPlane>>,
     /// Counts passes.
     pub metrics: Metrics,
+    /// What time it is.
+    pub clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 /// Why a pass ended early, one variant for each stage that can fail.
@@ -116,7 +118,7 @@ pub async fn reconcile(dataplane: Arc<DataPlane>, ctx: Arc<Context>) -> Result<A
         // The watch wakes us; this is for the watch that broke.
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
-    let now = Timestamp::now();
+    let now = (ctx.clock)();
     if let Some((holder, until)) = ctx.foreign.at_work(now) {
         publish::yields(&ctx.client, &ctx.identity, &dataplane, &holder, &ctx.yielded).await;
         return Ok(Action::requeue(Duration::try_from(until.duration_since(now)).unwrap_or_default() + SOON));

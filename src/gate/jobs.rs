@@ -77,6 +77,19 @@ where
         jobs.filter_map(|(key, job)| Some((key.clone(), job.said.clone()?))).collect()
     }
 
+    /// The jobs of `owner`, whatever they said.
+    #[cfg(test)]
+    pub(crate) fn known(&self, owner: &str) -> Vec<K> {
+        self.lock().get(owner).into_iter().flat_map(HashMap::keys).cloned().collect()
+    }
+
+    /// Makes these the jobs of `owner`, as if each had been started and had said this.
+    #[cfg(test)]
+    pub(crate) fn resume(&self, owner: &str, jobs: impl IntoIterator<Item = (K, Option<Arc<V>>)>) {
+        let job = |said| Job { task: tokio::spawn(std::future::pending::<()>()).abort_handle(), said };
+        self.lock().insert(owner.to_owned(), jobs.into_iter().map(|(key, said)| (key, job(said))).collect());
+    }
+
     /// Cancels everything of `owner`.
     pub fn cancel(&self, owner: &str) {
         self.lock().remove(owner);

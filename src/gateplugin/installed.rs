@@ -145,7 +145,7 @@ impl Installed {
         });
     }
 
-    pub(super) fn set(&self, plugin: PluginKey, state: Plugin) {
+    pub(crate) fn set(&self, plugin: PluginKey, state: Plugin) {
         self.0.send_if_modified(|table| {
             let changed = table.plugins.get(&plugin) != Some(&state);
             if changed {

@@ -47,7 +47,8 @@ pub fn look(caches: &Caches, dataplane: &DataPlane) -> Observed {
     let home = |service: &Service| home(service, &name, &uid, asked);
     let (services, twins) = places(own(&caches.services, &namespace, &name, &uid), asked, home, &slices);
     let mut promotions = own(&caches.promotions, &namespace, &name, &uid);
-    promotions.sort_by_key(|promotion| (promotion.metadata.creation_timestamp.clone(), promotion.spec.generation));
+    // By what cannot go back: a clock can.
+    promotions.sort_by_key(|promotion| (promotion.spec.generation, promotion.metadata.creation_timestamp.clone()));
     Observed {
         status: dataplane.status.clone(),
         services,

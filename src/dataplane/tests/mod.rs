@@ -24,6 +24,7 @@ mod after;
 mod deadlines;
 mod defects;
 mod kong_units;
+mod model;
 mod people;
 mod policies;
 mod situations;

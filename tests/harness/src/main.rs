@@ -121,7 +121,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { only, no_cluster, filter } => {
-            let count = verify::run(&Choice { only, no_cluster, filter })?;
+            let count = verify::verify(&Choice { only, no_cluster, filter })?;
             Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Figures { figures, service, seconds } => {

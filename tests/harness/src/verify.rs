@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::cluster::Cluster;
-use crate::command::last_lines;
-use crate::install::{self, Build, cargo};
+use crate::command::{last_lines, run};
+use crate::install::{self, Build, OPTIMISED, cargo};
 use crate::progress::Step;
 use crate::workspace;
 
@@ -27,6 +27,8 @@ pub enum Suite {
     Plugins,
     /// Tests beside the code.
     Unit,
+    /// The model test, through a million states, as it is shipped: optimised.
+    Model,
     /// Tests that need more than one module, but no cluster.
     Integration,
     /// Examples in the documentation.
@@ -34,6 +36,9 @@ pub enum Suite {
     /// Tests on a real Kubernetes of this machine.
     Cluster,
 }
+
+/// States that the model test has to go through.
+pub const STATES: usize = 1_000_000;
 
 /// What to verify.
 pub struct Choice {
@@ -55,7 +60,7 @@ pub struct Count {
 }
 
 /// Runs the chosen suites and prints the count.
-pub fn run(choice: &Choice) -> Result<Count> {
+pub fn verify(choice: &Choice) -> Result<Count> {
     let mut total = Count::default();
     for suite in Suite::value_variants().iter().copied().filter(|suite| choice.includes(*suite)) {
         let count = match suite {
@@ -115,6 +120,7 @@ fn command(suite: Suite, choice: &Choice) -> Command {
         Suite::Plugins => cargo.args(["plugins"]),
         // --no-fail-fast: one count of everything, not of everything up to the first failure.
         Suite::Unit => cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--"]),
+        Suite::Model => return model_command(STATES, Build::Optimised),
         Suite::Integration => {
             cargo.args(["test", "--workspace", "--no-fail-fast", "--test", "it", "--", "--skip", "cluster::"])
         }
@@ -128,6 +134,27 @@ fn command(suite: Suite, choice: &Choice) -> Command {
         _ => &mut cargo,
     };
     cargo
+}
+
+/// The model test, until it has seen so many states.
+pub fn model_command(states: usize, build: Build) -> Command {
+    let mut cargo = cargo();
+    cargo.env("MODEL_STATES", states.to_string());
+    // Of the whole workspace: for one package of it, half of the dependencies would be built with other features.
+    cargo.args(["test", "--workspace", "--lib"]);
+    if build == Build::Optimised {
+        cargo.args(["--config", OPTIMISED]);
+    }
+    cargo.args(["--", "dataplane::tests::model::"]);
+    cargo
+}
+
+/// Runs the model test; how many states it has seen.
+pub fn model() -> Result<usize> {
+    run(&mut model_command(STATES, Build::Optimised))?;
+    let report = fs::read_to_string(workspace::reports().join("model.txt"))?;
+    let states = report.split(' ').next().and_then(|number| number.parse().ok());
+    states.context("the model test reported no states")
 }
 
 fn cargo_deny_is_installed() -> bool {

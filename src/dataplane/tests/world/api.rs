@@ -5,12 +5,12 @@ use serde_json::{Map, Value, json};
 use crate::model::lists::{keys_of, same};
 
 /// The entries of a list.
-pub(super) fn entries(list: &Value) -> impl Iterator<Item = &Value> {
+pub(in crate::dataplane::tests) fn entries(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
 /// RFC 7396.
-pub(super) fn merge_patch(base: &mut Value, patch: &Value) {
+pub(in crate::dataplane::tests) fn merge_patch(base: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else { return *base = patch.clone() };
     if !base.is_object() {
         *base = json!({});
@@ -38,7 +38,7 @@ fn is_same(keys: &[&str], one: &Value, other: &Value) -> bool {
 }
 
 /// What server-side apply adds.
-pub(super) fn overlay(field: &str, found: &mut Value, applied: &Value) {
+pub(in crate::dataplane::tests) fn overlay(field: &str, found: &mut Value, applied: &Value) {
     match (found, applied) {
         (Value::Object(found), Value::Object(applied)) if field != "selector" => {
             for (field, applied) in applied {
@@ -59,7 +59,7 @@ pub(super) fn overlay(field: &str, found: &mut Value, applied: &Value) {
 }
 
 /// What server-side apply takes away: what was applied before and is not any more.
-pub(super) fn prune(field: &str, found: &mut Value, before: &Value, after: &Value) {
+pub(in crate::dataplane::tests) fn prune(field: &str, found: &mut Value, before: &Value, after: &Value) {
     match (found, before) {
         (Value::Object(found), Value::Object(before)) if field != "selector" => {
             for (field, before) in before {
@@ -92,7 +92,7 @@ pub(super) fn prune(field: &str, found: &mut Value, before: &Value, after: &Valu
 }
 
 /// What the API adds to what it is given.
-pub(super) fn default(kind: &str, object: &mut Value) {
+pub(in crate::dataplane::tests) fn default(kind: &str, object: &mut Value) {
     match kind {
         "Deployment" => {
             fill(

@@ -2,7 +2,7 @@
 //! finalizers), machines answer (Deployments roll, Pods turn ready, Services get addresses and endpoints), and the next
 //! pass reads it through the same caches as in a real one.
 
-mod api;
+pub(in crate::dataplane::tests) mod api;
 mod machines;
 
 use std::{

@@ -6,6 +6,7 @@
 
 mod gate;
 mod gateways;
+mod model;
 pub mod promotion;
 mod row;
 mod scale;
@@ -34,6 +35,8 @@ pub enum Figure {
     Gate,
     /// What users lose while gateways are upgraded and moved back under them, on real Pods (about 20 minutes).
     Promotion,
+    /// How many states the model test goes through, and how many faults it finds that are put there (about 15 minutes).
+    Model,
 }
 
 impl Figure {
@@ -43,6 +46,7 @@ impl Figure {
             Self::Scale => "scale",
             Self::Gate => "gate",
             Self::Promotion => "promotion",
+            Self::Model => "model",
         }
     }
 
@@ -52,6 +56,7 @@ impl Figure {
             Self::Scale => scale::measure(),
             Self::Gate => gate::measure(),
             Self::Promotion => promotion::measure(),
+            Self::Model => model::measure(),
         }
     }
 }

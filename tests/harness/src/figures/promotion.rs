@@ -9,6 +9,7 @@
 //! | `rollback_ms_p50` | `spec.decision.rollback` sent -> both live Services seen back at the replaced side |
 //! | `old_side_over_delay_s_max` | `status.switchedAt` of the Promotion -> the replaced Deployment seen gone, less `scaleDownDelaySeconds` |
 //! | `old_side_over_delay_s_min` | the same, the earliest: before its time is over it may not go |
+//! | `model_states`, `mutants_found` | what [`model`] measures |
 //!
 //! Each promotion is approved with its patch. A rollback is one that has arrived, and is moved back while the replaced side
 //! stands; what comes next is another release.
@@ -25,6 +26,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::gateways::{self, dataplanes, is_promoted, objects, reason};
+use super::model;
 use super::row::{Row, count, percentile};
 use crate::cluster::Cluster;
 use crate::http;
@@ -60,6 +62,7 @@ pub fn measure() -> Result<Vec<Row>> {
     rows.push(Row::at_most("rollback_ms_p50", percentile(&measured.rollbacks, 50), "ms", 1_000.0));
     rows.push(Row::at_most("old_side_over_delay_s_max", percentile(&measured.over_delay, 100), "s", 2.0));
     rows.push(Row::at_least("old_side_over_delay_s_min", percentile(&measured.over_delay, 0), "s", 0.0));
+    rows.extend(model::measure()?);
     Ok(rows)
 }
 

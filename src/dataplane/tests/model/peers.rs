@@ -1,0 +1,122 @@
+//! What others were reported for, by project and number: the same ways here, and where they lead.
+
+use serde_json::json;
+
+use super::{
+    at_rest,
+    state::{Bytes, Decision, Event, Rule, Says, State, gate},
+};
+
+/// A way that is told step by step.
+struct Way(State);
+
+impl Way {
+    fn governed() -> Self {
+        Self(at_rest(Some(json!({ "gates": [gate("smoke")] }))))
+    }
+
+    fn then(mut self, event: Event) -> Self {
+        assert!(self.0.can(event), "{event:?} cannot happen in {}", self.0.phase());
+        self.0 = self.0.after(event).unwrap_or_else(|broken| panic!("{broken}"));
+        self
+    }
+
+    /// Until something is true, and not a step further.
+    fn until(mut self, what: impl Fn(&State) -> bool) -> Self {
+        while !what(&self.0) {
+            let event = self.0.ahead().unwrap_or_else(|| panic!("at rest in {}", self.0.phase()));
+            self = self.then(event);
+        }
+        self
+    }
+
+    /// Until a gate is asked, which says nothing yet.
+    fn asked(self) -> Self {
+        self.until(|state| matches!(state.ahead(), Some(Event::Verdict(_))))
+    }
+
+    /// Until nothing happens any more.
+    fn rest(self) -> Self {
+        self.until(State::rests)
+    }
+
+    fn ends(self, phase: &str, live: &str) {
+        assert_eq!((self.0.phase(), &*self.0.live_image()), (phase, live), "{}", self.0.reason());
+    }
+
+    fn candidate(&self) -> super::objects::Key {
+        self.0.candidate_pod().expect("a Pod of the candidate")
+    }
+}
+
+/// Pre-promotion analysis was skipped for the revision after one that was replaced while it was judged.
+#[test]
+fn argo_4728_a_revision_that_comes_while_another_is_judged_is_judged_itself() {
+    let way = Way::governed().then(Event::Edit(1)).asked().then(Event::Approve).then(Event::Edit(2)).asked();
+    way.then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
+}
+
+/// Promotion by itself and both analyses were not asked about where the workload came from somewhere else.
+#[test]
+fn argo_4503_nothing_is_promoted_that_nobody_approved_and_no_gate_passed() {
+    Way::governed().then(Event::Edit(1)).rest().ends("Waiting", "kong:3.9");
+    Way::governed()
+        .then(Event::Edit(1))
+        .asked()
+        .then(Event::Verdict(Says::Fail))
+        .then(Event::Approve)
+        .rest()
+        .ends("Refused", "kong:3.9");
+}
+
+/// The selector of the active Service became empty when Pods crashed, and traffic went nowhere.
+#[test]
+fn argo_4750_pods_that_crash_move_no_traffic() {
+    let way = Way::governed().then(Event::Edit(1)).rest().then(Event::Approve);
+    let pod = way.candidate();
+    way.then(Event::Break(pod)).rest().ends("Staging", "kong:3.9");
+}
+
+/// A Pod that crashed ended the job that judged it, which counted as a success.
+#[test]
+fn argo_3724_a_pod_that_restarts_while_it_is_judged_is_judged_again() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve).asked();
+    let pod = way.candidate();
+    let way = way.then(Event::Restart(pod)).then(Event::Verdict(Says::Pass)).asked();
+    way.then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
+}
+
+/// An analysis was a success though its job had failed.
+#[test]
+fn argo_4393_a_gate_that_only_breaks_never_passes() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve).asked();
+    let way = way.then(Event::Verdict(Says::Error)).until(|state| state.is_asking());
+    way.then(Event::Verdict(Says::Error)).rest().ends("Refused", "kong:3.9");
+}
+
+/// Promoted in spite of a confirmation that was missing.
+#[test]
+fn flagger_1151_what_is_paused_or_taken_back_is_not_promoted() {
+    let judged = || Way::governed().then(Event::Edit(1)).rest();
+    judged().then(Event::Approve).then(Event::Withdraw).rest().ends("Waiting", "kong:3.9");
+    judged().then(Event::Policy(Rule::Pause)).then(Event::Approve).rest().ends("Waiting", "kong:3.9");
+}
+
+/// A task before the deployment failed, again and again, and it was deployed all the same.
+#[test]
+fn keptn_3920_attempts_that_are_used_up_hold_the_upgrade_for_good() {
+    let mut way = Way::governed().then(Event::Edit(1)).then(Event::Approve).asked();
+    way = way.then(Event::Crash).until(|state| state.is_asking());
+    way = way.then(Event::Verdict(Says::Error)).rest();
+    way = way.then(Event::Jump(true)).rest().then(Event::Plugin(Bytes::Revoked)).rest();
+    way.then(Event::Jump(true)).rest().ends("Refused", "kong:3.9");
+}
+
+/// Not reported by anybody: records were ordered by when they were made, and a clock that is set back makes the newest of
+/// them an old one.
+#[test]
+fn a_clock_that_is_set_back_forgets_no_rejection() {
+    let way = Way::governed().then(Event::Edit(1)).rest().then(Event::Jump(false)).then(Event::Edit(2)).rest();
+    let way = way.then(Event::Decide(Decision::Abort)).rest().then(Event::Approve).rest();
+    way.then(Event::Jump(true)).rest().ends("Rejected", "kong:3.9");
+}
