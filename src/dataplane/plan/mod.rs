@@ -666,7 +666,7 @@ impl<'a> Scene<'a> {
         let name = status.verdict.map_or_else(|| format!("{phase:?}"), |verdict| format!("{verdict:?}"));
         let mut status = with_phase(status, &name, message);
         status.summary = summary(&status, self.intent.rules.gates.len());
-        status.deadline = self.deadline(phase, &status).filter(|_| status.verdict.is_none()).map(Time);
+        status.deadline = self.deadline(phase, &status).filter(|_| status.verdict.is_none()).map(shown);
         status
     }
 
@@ -788,6 +788,13 @@ impl<'a> Scene<'a> {
         let lingering = self.lingering().map(|(_, until)| until);
         [waiting, draining, judging, lingering].into_iter().flatten().min()
     }
+}
+
+/// A deadline as it is on record, in whole seconds: with a part of one it would differ from what the API has kept of it, and
+/// be written in every pass. Nothing is over before it.
+fn shown(at: Timestamp) -> Time {
+    let up = i64::from(at.subsec_nanosecond() > 0);
+    Time(Timestamp::from_second(at.as_second() + up).unwrap_or(at))
 }
 
 /// Traffic has arrived, and what judges behind the live Services can be asked.

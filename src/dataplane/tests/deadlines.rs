@@ -204,3 +204,18 @@ fn draining_the_replaced_side_goes() {
     assert!(world.rests() && world.names("Deployment") != there);
     assert_eq!(name(world.deployment(State::Live)), promoted);
 }
+
+/// Moments on record have whole seconds, the clock has not.
+#[test]
+fn a_moment_between_two_seconds_is_written_once() {
+    let mut world = started();
+    world.verdict = Some(Outcome::Pass(reason("Good")));
+    world.now += Duration::from_millis(300);
+    world.run();
+    world.approve();
+    world.until("PromotionDone");
+    world.machines();
+    world.pass();
+    assert_eq!(world.reason(), "PromotionDone");
+    assert!(!world.pass().1, "it rests until its time is over");
+}

@@ -90,8 +90,14 @@ pub(super) struct Key {
     name: u16,
 }
 
-fn names() -> &'static RwLock<(Vec<(Arc<str>, u64)>, HashMap<Arc<str>, u16>)> {
-    static NAMES: OnceLock<RwLock<(Vec<(Arc<str>, u64)>, HashMap<Arc<str>, u16>)>> = OnceLock::new();
+/// Names with their hashes, by number, and the numbers by name.
+type Names = (Vec<(Arc<str>, u64)>, HashMap<Arc<str>, u16>);
+
+/// What is known by its hash, in parts that are locked one by one.
+pub(super) type Sharded<T> = [Mutex<HashMap<u128, Arc<T>>>; 16];
+
+fn names() -> &'static RwLock<Names> {
+    static NAMES: OnceLock<RwLock<Names>> = OnceLock::new();
     NAMES.get_or_init(RwLock::default)
 }
 
@@ -147,7 +153,7 @@ impl fmt::Debug for Content {
 impl Content {
     /// The one of this value.
     pub(super) fn of(value: Value, applied: Value) -> Arc<Self> {
-        static KNOWN: OnceLock<[Mutex<HashMap<u128, Arc<Content>>>; 16]> = OnceLock::new();
+        static KNOWN: OnceLock<Sharded<Content>> = OnceLock::new();
         let text = value.to_string();
         let exact = wide(&[text.as_bytes(), applied.to_string().as_bytes()]);
         let known = KNOWN.get_or_init(Default::default);

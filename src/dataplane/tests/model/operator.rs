@@ -28,7 +28,7 @@ use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
     apiserver::{Answer, Apiserver, If, Objects, Request, Stored},
-    objects::{Key, Kind, Shared, hash_of, wide},
+    objects::{Key, Kind, Sharded, Shared, hash_of, wide},
 };
 use crate::{
     cluster::{
@@ -257,7 +257,7 @@ impl Flight {
 
 /// From memory, or by running the pass: then all of its way is remembered, as it goes while nobody interferes.
 fn next(path: u128, reading: &Arc<Reading>, answers: &[(Arc<Sent>, Answer)], api: &Apiserver) -> Arc<Next> {
-    static KNOWN: OnceLock<[Mutex<HashMap<u128, Arc<Next>>>; 16]> = OnceLock::new();
+    static KNOWN: OnceLock<Sharded<Next>> = OnceLock::new();
     let known = KNOWN.get_or_init(Default::default);
     let shard = |path: u128| -> MutexGuard<'_, HashMap<u128, Arc<Next>>> {
         known[usize::try_from(path & 15).expect("a small number")].lock().unwrap_or_else(PoisonError::into_inner)
