@@ -790,11 +790,10 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// A deadline as it is on record, in whole seconds: with a part of one it would differ from what the API has kept of it, and
-/// be written in every pass. Nothing is over before it.
+/// A deadline as it is on record, in whole seconds, as is most of what it is counted from: with a part of one it would differ
+/// from what the API has kept, and be written in every pass.
 fn shown(at: Timestamp) -> Time {
-    let up = i64::from(at.subsec_nanosecond() > 0);
-    Time(Timestamp::from_second(at.as_second() + up).unwrap_or(at))
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// Traffic has arrived, and what judges behind the live Services can be asked.

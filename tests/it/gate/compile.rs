@@ -13,15 +13,15 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use sluice::{
     gate::{Cache, Capacity, Compiler, GateHost as _, Key, LocalGateHost, Workshop},
-    model::trial::{Blame, Digest, LoadError, Scheme},
+    model::trial::{Blame, Digest, LoadError, Scheme, Trial},
 };
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
 use super::{
-    Asks, PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, module,
+    Asks, PATIENCE, assert_blames, assert_passes, candidate, component, contract, fixture, heard, module,
     process::{SLUICE, process},
-    run, trial,
+    run, text, trial,
 };
 
 /// No program.
@@ -80,16 +80,19 @@ async fn a_fresh_pool_takes_the_place_of_the_one_before_and_loses_nobody() {
     assert_passes(&run(&host, good.clone(), |_| {}).await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = candidate(Scheme::Http, &[listener.local_addr().unwrap()]);
-    let under_way = run(&host, asks, |trial| trial.targets = vec![target]);
+    let asking = |trial: &mut Trial| {
+        trial.settings = text("candidate/proxy");
+        trial.targets = vec![target];
+    };
+    let under_way = async { assert_eq!(heard(&run(&host, asks, asking).await), "answered") };
     let renewed = async {
         let (mut asked, _) = listener.accept().await.unwrap();
         assert!(host.renew().await);
         assert_passes(&host.run(trial(&Digest::of(&good))).await);
-        asked.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nanswered").await.unwrap();
         asked
     };
-    let (report, _asked) = tokio::join!(under_way, renewed);
-    assert_passes(&report);
+    let ((), _asked) = tokio::join!(under_way, renewed);
 
     host.unload(&Digest::of(&good)).await;
     assert!(host.renew().await);

@@ -59,6 +59,7 @@ impl Cluster {
         let operator = operator::account();
         let conditional = json!([
             { "group": "", "resources": ["services"] },
+            { "group": "apps", "resources": ["deployments"] },
             { "group": "gateway-operator.konghq.com", "resources": ["dataplanes/status"] },
             { "group": "sluice.dev", "resources": ["promotions/status"] },
         ]);

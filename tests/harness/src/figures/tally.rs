@@ -82,14 +82,14 @@ fn is_unexpected_conflict(request: &Request) -> bool {
     request.is_write() && request.is_conflict() && !is_conditional(request)
 }
 
-/// Whether it names the version it was decided on: the record of an upgrade, the status that freezes the spec, the switch
-/// of a Service, a deletion. Such a write is meant to fail when something has changed.
+/// Whether it names the version it was decided on: the record of an upgrade, the status that freezes the spec, a Service
+/// or a Deployment that is there, a deletion. Such a write is meant to fail when something has changed.
 fn is_conditional(request: &Request) -> bool {
     let object = request.object_ref.as_ref();
     let guarded = object.is_some_and(|object| match (request.verb.as_str(), object.resource.as_str()) {
         ("delete", _) => true,
         (_, "promotions" | "dataplanes") => object.subresource == "status",
-        (_, "services") => object.subresource.is_empty(),
+        (_, "services" | "deployments") => object.subresource.is_empty(),
         _ => false,
     });
     guarded && request.only_if().is_some_and(|version| version != ABSENT)
@@ -141,6 +141,7 @@ mod tests {
             (request("patch", "services", "", 409, Some(ABSENT)), 1),
             (request("patch", "services", "", 409, None), 1),
             (request("patch", "dataplanes", "", 409, Some("7")), 1),
+            (request("patch", "deployments", "", 409, Some("7")), 0),
             (request("patch", "deployments", "", 409, None), 1),
             (request("delete", "deployments", "", 409, Some("7")), 0),
             (request("delete", "deployments", "", 409, None), 1),
