@@ -188,7 +188,8 @@ impl Truth {
             self.see(&reading.view);
         }
         // Cancelled by the process that began it: it knows that nothing came of it.
-        let cancelled = |run: &&mut Run| reading.memory.trials.contains_key(&run.key) && !end.wants(&run.key);
+        let cancelled =
+            |run: &&mut Run| run.said.is_none() && reading.memory.trials.contains_key(&run.key) && !end.wants(&run.key);
         self.runs.iter_mut().filter(cancelled).for_each(|run| run.over = true);
         for (key, begun) in flight.began(end) {
             let named = |name: &String| reading.view.get(&Key::of(Kind::Pod, name)).map(|pod| judged(pod.value()));

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What happens. Everything up to [`Event::Later`] happens by itself, in this order, if nothing else does.
+/// What happens. Everything up to [`Event::Arrive`] happens by itself, in this order, if nothing else does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Event {
     /// The next request of the pass reaches the apiserver, and is answered.
@@ -41,12 +41,12 @@ pub(super) enum Event {
     Verdict(Says),
     /// The watches that were held go on.
     Release,
-    /// A write that was on its way when its process ended reaches the apiserver.
-    Arrive,
     /// The next of what people do in this story.
     Story,
     /// Half a minute passes.
     Later,
+    /// A write that was on its way when its process ended reaches the apiserver.
+    Arrive,
 
     /// The process ends before the next write, and another one begins.
     Crash,
@@ -312,19 +312,20 @@ impl State {
             return Some(Event::Answer(true));
         }
         if self.is_asking() {
-            return Some(Event::Verdict(Says::Pass));
+            let told = matches!(self.story.first(), Some(Event::Verdict(_)));
+            return Some(if told { Event::Story } else { Event::Verdict(Says::Pass) });
         }
         if self.held != 0 {
             return Some(Event::Release);
-        }
-        if self.late.is_some() {
-            return Some(Event::Arrive);
         }
         if let Some(next) = self.story.first() {
             return Some(if self.can(*next) || self.idle >= 2 { Event::Story } else { Event::Later });
         }
         let waits = !matches!(self.reason(), "WaitingForChange" | "AwaitingPromotion");
-        (waits && self.idle < 2).then_some(Event::Later)
+        if waits && self.idle < 2 {
+            return Some(Event::Later);
+        }
+        self.late.is_some().then_some(Event::Arrive)
     }
 
     /// Whether everything that happens by itself has happened.
