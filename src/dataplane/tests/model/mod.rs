@@ -148,12 +148,15 @@ fn no_way_breaks_a_promise() {
     let path = workspace::reports().join("model.txt");
     fs::create_dir_all(workspace::reports()).and_then(|()| fs::write(&path, &report)).expect("a report");
     assert!(states >= enough, "{report}");
-    let missing: Vec<_> = holes(&coverage).collect();
+    // Fewer are a look around.
+    let missing: Vec<_> = holes(&coverage).filter(|_| interferences > 0).collect();
     assert!(missing.is_empty(), "{missing:?}\n{report}");
 }
 
 /// Where something should have happened and did not.
 fn holes(coverage: &explore::Coverage) -> impl Iterator<Item = String> {
+    // Only there are gates asked.
+    const ASKS: [&str; 2] = ["Judging", "Verifying"];
     const EVENTS: [&str; 15] = [
         "spec change",
         "policy change",
@@ -172,6 +175,9 @@ fn holes(coverage: &explore::Coverage) -> impl Iterator<Item = String> {
         "clock jump",
     ];
     let cells = PHASES.iter().flat_map(|phase| EVENTS.iter().map(move |event| (*phase, *event)));
-    let cells: Vec<_> = cells.filter(|cell| !coverage.contains_key(cell)).collect();
+    let cells: Vec<_> = cells
+        .filter(|(phase, event)| *event != "verdict" || ASKS.contains(phase))
+        .filter(|cell| !coverage.contains_key(cell))
+        .collect();
     cells.into_iter().map(|(phase, event)| format!("{event} in {phase}"))
 }
