@@ -42,9 +42,6 @@ use self::{
     state::{Decision, Event, PHASES, Says, State, Story, gate},
 };
 
-/// So many states, and everything has happened in every phase.
-const COVERING: usize = 1_000_000;
-
 /// How many states are enough, unless `MODEL_STATES` says otherwise: few while somebody works, a million in
 /// `cargo verify`.
 const STATES: usize = 20_000;
@@ -150,13 +147,15 @@ fn no_way_breaks_a_promise() {
     let path = workspace::reports().join("model.txt");
     fs::create_dir_all(workspace::reports()).and_then(|()| fs::write(&path, &report)).expect("a report");
     assert!(states >= enough, "{report}");
-    // Few states are quick, and leave much out.
-    let missing: Vec<_> = holes(&coverage).filter(|_| enough >= COVERING).collect();
+    // Fewer are a look around.
+    let missing: Vec<_> = holes(&coverage).filter(|_| interferences > 0).collect();
     assert!(missing.is_empty(), "{missing:?}\n{report}");
 }
 
 /// Where something should have happened and did not.
 fn holes(coverage: &explore::Coverage) -> impl Iterator<Item = String> {
+    // Only there are gates asked.
+    const ASKS: [&str; 2] = ["Judging", "Verifying"];
     const EVENTS: [&str; 15] = [
         "spec change",
         "policy change",
@@ -175,6 +174,9 @@ fn holes(coverage: &explore::Coverage) -> impl Iterator<Item = String> {
         "clock jump",
     ];
     let cells = PHASES.iter().flat_map(|phase| EVENTS.iter().map(move |event| (*phase, *event)));
-    let cells: Vec<_> = cells.filter(|cell| !coverage.contains_key(cell)).collect();
+    let cells: Vec<_> = cells
+        .filter(|(phase, event)| *event != "verdict" || ASKS.contains(phase))
+        .filter(|cell| !coverage.contains_key(cell))
+        .collect();
     cells.into_iter().map(|(phase, event)| format!("{event} in {phase}"))
 }

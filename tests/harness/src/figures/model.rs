@@ -74,10 +74,9 @@ const MUTANTS: [Mutant; 10] = [
     Mutant {
         name: "switch one Service only",
         file: "src/dataplane/build/service.rs",
-        found: "vec![render(intent, observed, Role::Admin, state, traffic), render(intent, observed, Role::Ingress, state, traffic)]",
-        instead: "let moves = traffic.promotion.is_some();\n    \
-                  let admin = (!moves).then(|| render(intent, observed, Role::Admin, state, traffic));\n    \
-                  admin.into_iter().chain([render(intent, observed, Role::Ingress, state, traffic)]).collect()",
+        found: "\"publishNotReadyAddresses\": true,\n            \"selector\": selector(intent, traffic),",
+        instead: "\"publishNotReadyAddresses\": true,\n            \"selector\": found.filter(|_| traffic.promotion.is_some())\
+                  .and_then(|found| found.spec.as_ref()?.selector.as_ref()).map_or_else(|| selector(intent, traffic), |own| json!(own)),",
     },
     Mutant {
         name: "delete the stable side early",
