@@ -79,26 +79,30 @@ impl Room {
     ///
     /// # Errors
     /// What is missing.
-    pub(super) async fn again(&self, compiler: &Compiler, trials: NonZeroU32, http: bool) -> Result<Self, AgainError> {
+    pub(super) async fn again(
+        &self,
+        compiler: &Compiler,
+        trials: NonZeroU32,
+        http: bool,
+    ) -> Result<Arc<Self>, AgainError> {
         let fresh = Arc::new(Self::new(Sandbox::pooled(trials.get(), compiler.of_engine())?, http)?);
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner).clone();
         for (digest, plugin) in plugins {
             let failed = |error| AgainError::Plugin(digest.clone(), error);
             let component = compiler.kept(fresh.sandbox.engine(), &digest).await.map_err(failed)?;
             let component = component.ok_or_else(|| AgainError::NotKept(digest.clone()))?;
-            let Fitted { prepared, .. } = Self::fit(&fresh, component).await.map_err(failed)?;
+            let Fitted { prepared, .. } = fresh.fit(component).await.map_err(failed)?;
             fresh.insert(digest, Plugin { prepared, known: Arc::clone(&plugin.known) });
         }
-        // Whoever linked is done.
-        Arc::try_unwrap(fresh).map_err(|_| StartError::Engine("somebody is in a room that was just made".into()).into())
+        Ok(fresh)
     }
 
     /// Links a component, away from the threads that run guests.
     ///
     /// # Errors
     /// Why it is no plugin for this host.
-    pub(super) async fn fit(room: &Arc<Self>, component: Component) -> Result<Fitted, LoadError> {
-        let room = Arc::clone(room);
+    pub(super) async fn fit(self: &Arc<Self>, component: Component) -> Result<Fitted, LoadError> {
+        let room = Arc::clone(self);
         let linked = spawn_blocking(move || plugin::fit(room.sandbox.engine(), &room.offer, &component)).await;
         linked.unwrap_or_else(|error| Err(LoadError::NotAComponent(format!("the linker failed: {error}"))))
     }

@@ -239,7 +239,7 @@ impl Shared {
                 return false;
             }
         };
-        *self.room.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        *self.room.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         tracing::debug!("a fresh pool has taken the place of the one before");
         true
     }
@@ -260,7 +260,7 @@ impl Shared {
         plugin::check(&bytes)?;
         let size = bytes.len();
         let component = self.compiler.component(room.sandbox.engine(), &digest, bytes).await?;
-        let fitted = Room::fit(&room, component).await?;
+        let fitted = room.fit(component).await?;
 
         let described = self.describe(&room, fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;

@@ -117,13 +117,9 @@ impl Queue {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(turns) = self.0.take() {
-            let taken = {
-                let mut queue = turns.lock();
-                queue.taken -= 1;
-                queue.taken
-            };
+            turns.lock().taken -= 1;
             turns.serve();
-            if taken == 0 {
+            if turns.lock().taken == 0 {
                 turns.0.emptied.notify_one();
             }
         }

@@ -16,14 +16,16 @@ pub const ABSENT: &str = "1";
 /// changed with them would be another generation of the Deployment, for which its controller writes it and its ReplicaSet.
 #[must_use]
 pub fn mark(body: &Value) -> String {
+    let hash = |body: &Value| names::hash(&[&body.to_string()], 16);
+    if body["kind"] != "Deployment" {
+        return hash(body);
+    }
     let mut body = body.clone();
-    if body["kind"] == "Deployment"
-        && let Some(metadata) = body["metadata"].as_object_mut()
-    {
+    if let Some(metadata) = body["metadata"].as_object_mut() {
         metadata.remove("finalizers");
         metadata.get_mut("labels").and_then(Value::as_object_mut).map(|labels| labels.remove(names::DEPLOYMENT_STATE));
     }
-    names::hash(&[&body.to_string()], 16)
+    hash(&body)
 }
 
 /// True where `found` carries the mark of `planned` and every field of it: nothing to prune and nothing drifted.

@@ -6,11 +6,16 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    super::world::api::entries,
+    super::world::{
+        api::entries,
+        machines::{SERVICE_NAME, endpoint, owners},
+    },
     apiserver::{Apiserver, Stored, labels, text},
     objects::{Key, Kind, wide},
 };
 use crate::model::names;
+
+pub(super) use super::super::world::machines::is_ready;
 
 /// Whose Pods do not become ready whatever anybody does.
 pub(super) const BROKEN: &str = "broken";
@@ -39,10 +44,6 @@ impl Act {
             }
         }
     }
-}
-
-pub(super) fn is_ready(pod: &Value) -> bool {
-    pod["status"]["conditions"][0]["status"] == "True"
 }
 
 pub(super) fn restarts(pod: &Value) -> i64 {
@@ -128,10 +129,7 @@ fn start(deployment: Key, hash: &str, template: &Value) -> Value {
         "metadata": {
             "generateName": *deployment,
             "labels": template["metadata"]["labels"],
-            "ownerReferences": [{
-                "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
-                "name": format!("{deployment}-{hash}"), "uid": format!("uid-of-{deployment}-{hash}"),
-            }],
+            "ownerReferences": owners(&deployment, hash),
         },
         "spec": { "containers": [{
             "name": names::PROXY,
@@ -178,17 +176,9 @@ pub(super) fn endpoints(api: &Apiserver, service: Key) -> Acts {
     let pods: Vec<_> = api.all(Kind::Pod).map(|(_, pod)| pod).filter(|pod| selects(pod.value())).collect();
     let about: Vec<_> = std::iter::once(stored).chain(slice).chain(pods.iter().copied()).collect();
     known(&about, 1 + u8::from(slice.is_some()), || {
-        let public = stored.value()["spec"]["publishNotReadyAddresses"] == true;
-        let endpoint = |pod: &Value| {
-            json!({
-                "addresses": [pod["status"]["podIP"]],
-                "conditions": { "ready": is_ready(pod) || public },
-                "targetRef": { "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"] },
-            })
-        };
-        let endpoints: Vec<_> = pods.iter().map(|pod| endpoint(pod.value())).collect();
+        let endpoints: Vec<_> = pods.iter().map(|pod| endpoint(stored.value(), pod.value())).collect();
         let mut labels = stored.value()["metadata"]["labels"].clone();
-        labels["kubernetes.io/service-name"] = (*service.name()).into();
+        labels[SERVICE_NAME] = (*service.name()).into();
         let made = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": { "labels": labels }, "addressType": "IPv4", "endpoints": endpoints,

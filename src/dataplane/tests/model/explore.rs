@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    objects::mix,
+    objects::{Sharded, mix},
     operator::Next,
     promises::Broken,
     state::{Event, State},
@@ -62,8 +62,8 @@ pub(super) type Coverage = BTreeMap<(&'static str, &'static str), usize>;
 /// What was seen so far.
 pub(super) struct Exploration {
     seeds: Vec<Seed>,
-    states: Sharded,
-    known: Sharded,
+    states: Sharded<HashSet<u64>>,
+    known: Sharded<HashSet<u64>>,
     events: AtomicUsize,
     stop: AtomicBool,
     coverage: Mutex<Coverage>,
@@ -71,31 +71,13 @@ pub(super) struct Exploration {
     limit: usize,
 }
 
-/// A set of hashes that two threads can add to.
-struct Sharded([Mutex<HashSet<u64>>; 64]);
-
-impl Sharded {
-    fn new() -> Self {
-        Self(std::array::from_fn(|_| Mutex::default()))
-    }
-
-    fn add(&self, hash: u64) -> bool {
-        let shard = &self.0[usize::try_from(hash & 63).unwrap_or_default()];
-        shard.lock().unwrap_or_else(PoisonError::into_inner).insert(hash)
-    }
-
-    fn len(&self) -> usize {
-        self.0.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
-    }
-}
-
 impl Exploration {
     /// Nothing is seen yet; with so many states it is enough.
     pub(super) fn of(seeds: Vec<Seed>, limit: usize) -> Self {
         Self {
             seeds,
-            states: Sharded::new(),
-            known: Sharded::new(),
+            states: Sharded::default(),
+            known: Sharded::default(),
             events: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             coverage: Mutex::default(),
@@ -106,7 +88,7 @@ impl Exploration {
 
     /// Distinct canonical states.
     pub(super) fn states(&self) -> usize {
-        self.states.len()
+        self.states.parts().map(|part| part.len()).sum()
     }
 
     /// Events that happened in all.
@@ -275,8 +257,9 @@ impl Exploration {
 
     fn is_new(&self, state: &State) -> bool {
         let hash = state.hash();
-        self.states.add(hash);
-        self.known.add(mix(hash, state.truth.hash()))
+        self.states.part(hash).insert(hash);
+        let known = mix(hash, state.truth.hash());
+        self.known.part(known).insert(known)
     }
 
     fn fails(&self, seed: usize, broken: Broken, events: Vec<Event>) {
@@ -416,7 +399,7 @@ impl Fault {
     fn replay(&self, events: &[Event]) -> Option<Vec<Event>> {
         let mut state = self.seed.state.clone();
         let mut done = Vec::new();
-        for event in events.iter().filter(|_| true) {
+        for event in events {
             if !state.can(*event) {
                 continue;
             }

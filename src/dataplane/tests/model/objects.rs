@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{DefaultHasher, Hasher},
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
 };
 
 use serde_json::Value;
@@ -93,8 +93,44 @@ pub(super) struct Key {
 /// Names with their hashes, by number, and the numbers by name.
 type Names = (Vec<(Arc<str>, u64)>, HashMap<Arc<str>, u16>);
 
-/// What is known by its hash, in parts that are locked one by one.
-pub(super) type Sharded<T> = [Mutex<HashMap<u128, Arc<T>>>; 16];
+/// A collection of what is known by its hash, in parts that are locked one by one.
+pub(super) struct Sharded<C>([Mutex<C>; 64]);
+
+impl<C: Default> Default for Sharded<C> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl<C> Sharded<C> {
+    /// The part for a hash.
+    pub(super) fn part(&self, hash: u64) -> MutexGuard<'_, C> {
+        let part = usize::try_from(hash & 63).expect("a small number");
+        self.0[part].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All parts, one after the other.
+    pub(super) fn parts(&self) -> impl Iterator<Item = MutexGuard<'_, C>> {
+        self.0.iter().map(|part| part.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<T> Sharded<HashMap<u128, Arc<T>>> {
+    /// What is known by a hash; made if nothing is.
+    pub(super) fn known(&self, hash: u128, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        Arc::clone(self.of(hash).entry(hash).or_insert_with(make))
+    }
+
+    /// What is known by a hash.
+    pub(super) fn get(&self, hash: u128) -> Option<Arc<T>> {
+        self.of(hash).get(&hash).cloned()
+    }
+
+    fn of(&self, hash: u128) -> MutexGuard<'_, HashMap<u128, Arc<T>>> {
+        // Either half of it is as good.
+        self.part(hash as u64)
+    }
+}
 
 fn names() -> &'static RwLock<Names> {
     static NAMES: OnceLock<RwLock<Names>> = OnceLock::new();
@@ -153,14 +189,11 @@ impl fmt::Debug for Content {
 impl Content {
     /// The one of this value.
     pub(super) fn of(value: Value, applied: Value) -> Arc<Self> {
-        static KNOWN: OnceLock<Sharded<Content>> = OnceLock::new();
+        static KNOWN: OnceLock<Sharded<HashMap<u128, Arc<Content>>>> = OnceLock::new();
         let text = value.to_string();
         let exact = wide(&[text.as_bytes(), applied.to_string().as_bytes()]);
-        let known = KNOWN.get_or_init(Default::default);
-        let shard = &known[usize::try_from(exact & 15).expect("a small number")];
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         let made = || Arc::new(Self { shape: shape(&value, &text), value, applied, exact });
-        Arc::clone(shard.entry(exact).or_insert_with(made))
+        KNOWN.get_or_init(Sharded::default).known(exact, made)
     }
 }
 

@@ -210,8 +210,7 @@ impl Flight {
     /// It is answered, and goes on.
     pub(super) fn answered(&mut self, answer: Answer, api: &Apiserver) {
         let Next::Send(sent) = &*Arc::clone(&self.next) else { return };
-        let hash = answer.hash(&sent.request);
-        self.path = wide(&[&self.path.to_le_bytes(), &hash.to_le_bytes()]);
+        self.path = further(self.path, &answer, &sent.request);
         Arc::make_mut(&mut self.answers).push((Arc::clone(sent), answer));
         self.next = next(self.path, &self.reading, &self.answers, api);
     }
@@ -255,26 +254,27 @@ impl Flight {
     }
 }
 
+/// A path, one answer further.
+fn further(path: u128, answer: &Answer, request: &Request) -> u128 {
+    wide(&[&path.to_le_bytes(), &answer.hash(request).to_le_bytes()])
+}
+
 /// From memory, or by running the pass: then all of its way is remembered, as it goes while nobody interferes.
 fn next(path: u128, reading: &Arc<Reading>, answers: &[(Arc<Sent>, Answer)], api: &Apiserver) -> Arc<Next> {
-    static KNOWN: OnceLock<Sharded<Next>> = OnceLock::new();
-    let known = KNOWN.get_or_init(Default::default);
-    let shard = |path: u128| -> MutexGuard<'_, HashMap<u128, Arc<Next>>> {
-        known[usize::try_from(path & 15).expect("a small number")].lock().unwrap_or_else(PoisonError::into_inner)
-    };
-    if let Some(next) = shard(path).get(&path) {
-        return Arc::clone(next);
+    static KNOWN: OnceLock<Sharded<HashMap<u128, Arc<Next>>>> = OnceLock::new();
+    let known = KNOWN.get_or_init(Sharded::default);
+    if let Some(next) = known.get(path) {
+        return next;
     }
     let (log, end) = HANDS.with_borrow_mut(|hands| hands.get_or_insert_with(Hands::new).run(reading, answers, api));
     assert!(log.len() >= answers.len(), "a pass that is answered the same goes another way");
     let (mut at, mut first) = (path, None);
-    for (place, (sent, answer)) in log.iter().enumerate().skip(answers.len()) {
-        let next = Arc::clone(shard(at).entry(at).or_insert_with(|| Arc::new(Next::Send(Arc::clone(sent)))));
+    for (sent, answer) in log.iter().skip(answers.len()) {
+        let next = known.known(at, || Arc::new(Next::Send(Arc::clone(sent))));
         first.get_or_insert(next);
-        at = wide(&[&at.to_le_bytes(), &answer.hash(&sent.request).to_le_bytes()]);
-        debug_assert!(place >= answers.len());
+        at = further(at, answer, &sent.request);
     }
-    let end = Arc::clone(shard(at).entry(at).or_insert_with(|| Arc::new(Next::End(end))));
+    let end = known.known(at, || Arc::new(Next::End(end)));
     first.unwrap_or(end)
 }
 

@@ -153,6 +153,13 @@ impl Truth {
         }
     }
 
+    /// A revision was given up or moved back. What people asked for since, the operator may not have seen; it is asked for all
+    /// the same.
+    fn reject(&mut self, revision: Option<String>, api: &Apiserver) {
+        self.rejected = revision;
+        self.edited(&wanted_at(api));
+    }
+
     pub(super) fn annotated(&mut self) {
         self.consent = Consent::New;
     }
@@ -289,10 +296,8 @@ impl Truth {
                 let verdict = new.map_or("", |new| text(new.value(), "/status/verdict"));
                 let said = old.map_or("", |old| text(old.value(), "/status/verdict"));
                 if verdict != said && ["Failed", "RolledBack", "Aborted"].contains(&verdict) {
-                    self.rejected = new.map(|new| text(new.value(), "/spec/revision").to_owned());
-                    // What people asked for since, the operator may not have seen; it is asked for all the same.
-                    let asks = after.get(dataplane()).map(|dataplane| wanted(dataplane.value())).unwrap_or_default();
-                    self.edited(&asks);
+                    let revision = new.map(|new| text(new.value(), "/spec/revision").to_owned());
+                    self.reject(revision, after);
                     if new.is_some_and(|new| !new.value()["spec"]["decision"]["retry"].is_null()) {
                         self.rejected = None;
                     }
@@ -343,9 +348,7 @@ impl Truth {
             if all(to)
                 && let Some(moved) = self.moving.take()
             {
-                self.rejected = Some(moved.revision);
-                let asks = after.get(dataplane()).map(|dataplane| wanted(dataplane.value())).unwrap_or_default();
-                self.edited(&asks);
+                self.reject(Some(moved.revision), after);
             }
             return Ok(());
         }
@@ -369,7 +372,7 @@ impl Truth {
         if self.rejected.as_deref() == Some(revision) {
             return broken(Promise::Rejection, format!("{revision} was rejected, and traffic moved to it"));
         }
-        let asks = after.get(dataplane()).map(|dataplane| wanted(dataplane.value())).unwrap_or_default();
+        let asks = wanted_at(after);
         if asks != revision {
             return broken(Promise::Spec, format!("the spec asks for {asks}, and traffic moved to {revision}"));
         }
@@ -499,6 +502,11 @@ impl Truth {
         }
         Ok(())
     }
+}
+
+/// The revision that the spec asks for.
+fn wanted_at(api: &Apiserver) -> String {
+    api.get(dataplane()).map(|dataplane| wanted(dataplane.value())).unwrap_or_default()
 }
 
 fn judged(pod: &Value) -> (String, i64) {

@@ -7,7 +7,7 @@ use crate::model::names;
 
 /// Endpoints of one slice, at most.
 const SLICE: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(in crate::dataplane::tests) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 impl World {
     /// True if anything changed.
@@ -73,10 +73,7 @@ impl World {
                 pod["metadata"]["name"] = name.into();
                 pod["metadata"]["generateName"] = deployment.into();
                 pod["metadata"]["labels"][names::TEMPLATE_HASH] = hash.into();
-                pod["metadata"]["ownerReferences"] = json!([{
-                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
-                    "name": format!("{deployment}-{hash}"), "uid": format!("uid-of-{deployment}-{hash}"),
-                }]);
+                pod["metadata"]["ownerReferences"] = owners(deployment, hash);
                 pod["status"] = status;
                 self.store(key, pod);
             }
@@ -108,15 +105,8 @@ impl World {
             let labels = &pod["metadata"]["labels"];
             service["spec"]["selector"].as_object().is_some_and(|wanted| wanted.iter().all(|(k, v)| labels[k] == *v))
         };
-        let endpoint = |pod: &Value| {
-            json!({
-                "addresses": [pod["status"]["podIP"]],
-                "conditions": { "ready": is_ready(pod) || service["spec"]["publishNotReadyAddresses"] == true },
-                "targetRef": { "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"] },
-            })
-        };
         let pods = self.objects.iter().filter(|((kind, _), pod)| kind == "Pod" && selects(pod));
-        let endpoints: Vec<_> = pods.map(|(_, pod)| endpoint(pod)).collect();
+        let endpoints: Vec<_> = pods.map(|(_, pod)| endpoint(&service, pod)).collect();
         let mut labels = service["metadata"]["labels"].clone();
         labels[SERVICE_NAME] = name.into();
         let key = |number: usize| ("EndpointSlice".to_owned(), format!("{name}-{number}"));
@@ -141,6 +131,23 @@ pub(super) fn served(slice: &Value) -> String {
     slice["metadata"]["labels"][SERVICE_NAME].as_str().unwrap_or_default().to_owned()
 }
 
-fn is_ready(pod: &Value) -> bool {
+/// The owner of a Deployment's Pods: the ReplicaSet of this template.
+pub(in crate::dataplane::tests) fn owners(deployment: &str, hash: &str) -> Value {
+    json!([{
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+        "name": format!("{deployment}-{hash}"), "uid": format!("uid-of-{deployment}-{hash}"),
+    }])
+}
+
+/// A Pod in a slice of a Service that selects it.
+pub(in crate::dataplane::tests) fn endpoint(service: &Value, pod: &Value) -> Value {
+    json!({
+        "addresses": [pod["status"]["podIP"]],
+        "conditions": { "ready": is_ready(pod) || service["spec"]["publishNotReadyAddresses"] == true },
+        "targetRef": { "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"] },
+    })
+}
+
+pub(in crate::dataplane::tests) fn is_ready(pod: &Value) -> bool {
     pod["status"]["conditions"][0]["status"] == "True"
 }

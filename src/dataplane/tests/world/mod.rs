@@ -3,7 +3,7 @@
 //! pass reads it through the same caches as in a real one.
 
 pub(in crate::dataplane::tests) mod api;
-mod machines;
+pub(in crate::dataplane::tests) mod machines;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -14,6 +14,10 @@ use crate::kit::Kit;
 use crate::wait::{PATIENCE, wait, wait_for_many};
 use crate::workspace;
 
+/// Whose Pod, which side a Service sends traffic to.
+pub const SELECTOR: &str = "gateway-operator.konghq.com/selector";
+/// Which Deployments take traffic.
+pub const LIVE_DEPLOYMENTS: &str = "gateway-operator.konghq.com/dataplane-deployment-state=live";
 /// The annotation that approves.
 const APPROVAL: &str = "gateway-operator.konghq.com/promote-when-ready";
 /// The reason of `RolledOut` when nothing is left to do.
@@ -26,8 +30,22 @@ pub fn dataplanes(kit: &Kit) -> Api<DynamicObject> {
     objects(kit, "gateway-operator.konghq.com", "v1beta1", "DataPlane")
 }
 
+/// The records of upgrades in a kit's namespace.
+pub fn promotions(kit: &Kit) -> Api<DynamicObject> {
+    objects(kit, "sluice.dev", "v1alpha1", "Promotion")
+}
+
+/// Waits until the gates and rules of a policy are accepted.
+pub async fn accepted(kit: &Kit, policy: &str) -> Result<()> {
+    let accepted = |found: Option<&DynamicObject>| {
+        found.is_some_and(|found| found.data["status"]["conditions"][0]["status"] == "True")
+    };
+    let policies = objects(kit, "sluice.dev", "v1alpha1", "PromotionPolicy");
+    wait(policies, policy, "be accepted", PATIENCE, accepted).await.map(drop)
+}
+
 /// The objects of a kind in a kit's namespace.
-pub fn objects(kit: &Kit, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
+fn objects(kit: &Kit, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
     Api::namespaced_with(kit.client.clone(), &kit.namespace, &resource)
 }

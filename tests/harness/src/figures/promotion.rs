@@ -25,7 +25,7 @@ use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use super::gateways::{self, dataplanes, is_promoted, objects, reason};
+use super::gateways::{self, LIVE_DEPLOYMENTS, SELECTOR, dataplanes, is_promoted, promotions, reason};
 use super::model;
 use super::row::{Row, count, percentile};
 use crate::cluster::Cluster;
@@ -45,11 +45,8 @@ const DELAY: Duration = Duration::from_secs(2);
 const NAME: &str = "bluegreen";
 /// What it is upgraded to, in turn; it is created with the second one.
 const IMAGES: [&str; 3] = ["kong:3.10", "kong:3.9", "kong:3.4"];
-/// Which side a Service sends traffic to.
-const SELECTOR: &str = "gateway-operator.konghq.com/selector";
-/// Of which objects traffic is.
+/// Which Services traffic comes by.
 const LIVE_SERVICES: &str = "gateway-operator.konghq.com/dataplane-service-state=live";
-const LIVE_DEPLOYMENTS: &str = "gateway-operator.konghq.com/dataplane-deployment-state=live";
 
 /// Measures all rows.
 pub fn measure() -> Result<Vec<Row>> {
@@ -157,11 +154,7 @@ async fn policy(kit: &Kit) -> Result<()> {
         "spec": { "selector": {}, "scaleDownDelaySeconds": DELAY.as_secs(), "gates": [] },
     });
     kit.apply(&policy.to_string())?;
-    let accepted = |found: Option<&DynamicObject>| {
-        found.is_some_and(|found| found.data["status"]["conditions"][0]["status"] == "True")
-    };
-    let policies = objects(kit, "sluice.dev", "v1alpha1", "PromotionPolicy");
-    wait(policies, "short", "be accepted", PATIENCE, accepted).await.map(drop)
+    gateways::accepted(kit, "short").await
 }
 
 struct Series<'a> {
@@ -252,10 +245,6 @@ impl Series<'_> {
         let user = review.status.and_then(|status| status.user_info).and_then(|user| user.username);
         Ok(json!(user.context("the apiserver does not say who this is")?))
     }
-}
-
-fn promotions(kit: &Kit) -> Api<DynamicObject> {
-    objects(kit, "sluice.dev", "v1alpha1", "Promotion")
 }
 
 /// A release that is neither live nor rejected.

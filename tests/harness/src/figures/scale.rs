@@ -30,7 +30,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::gateways::{self, PATIENCE_FOR_MANY, another, dataplanes, is_promoted, rests};
+use super::gateways::{self, LIVE_DEPLOYMENTS, PATIENCE_FOR_MANY, another, dataplanes, is_promoted, rests};
 use super::row::{Row, count};
 use super::tally::Tally;
 use crate::audit::Audit;
@@ -52,8 +52,6 @@ const AT_ONCE: usize = 16;
 const ORIGINAL: &str = "original";
 /// What everything is upgraded to.
 const IMAGE: &str = "kong:3.10";
-/// Which Deployments take traffic.
-const LIVE: &str = "gateway-operator.konghq.com/dataplane-deployment-state=live";
 
 /// Measures all rows.
 pub fn measure() -> Result<Vec<Row>> {
@@ -157,7 +155,7 @@ async fn upgrade(kit: &Kit, original: &DynamicObject) -> Result<Duration> {
     let began = Instant::now();
     let patches = each(MANY, async |name| gateways::upgrade(kit, &another(original, &name), IMAGE).await.map(drop));
     let live = |deployment: &Deployment| image(deployment) == Some(IMAGE);
-    let which = watcher::Config::default().labels(LIVE);
+    let which = watcher::Config::default().labels(LIVE_DEPLOYMENTS);
     let deployments = wait_for_many(kit.api(), which, (MANY, "go live"), PATIENCE_FOR_MANY, live, |_| {});
     let done = tokio::try_join!(patches, many(kit, &step, MANY, "be promoted", is_promoted), deployments);
     let took = began.elapsed();
@@ -224,7 +222,7 @@ impl Templates {
         let step = Step::begin(&format!("floor: {}", parts.join(", ")));
         let began = Instant::now();
         let writes = each(MANY, async |name| self.make(kit, &name, &uids[&name]).await);
-        let which = watcher::Config::default().labels(LIVE);
+        let which = watcher::Config::default().labels(LIVE_DEPLOYMENTS);
         let tell = |there| step.note(&format!("{there} of {MANY} available"));
         let available =
             wait_for_many(kit.api(), which, (MANY, "turn available"), PATIENCE_FOR_MANY, is_available, tell);

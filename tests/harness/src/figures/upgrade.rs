@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use kube::api::{DynamicObject, ListParams};
 
-use super::gateways::{self, dataplanes, objects, reason, rests};
+use super::gateways::{self, SELECTOR, dataplanes, promotions, reason, rests};
 use super::row::{Row, count, percentile};
 use super::scale;
 use super::seen::FirstSeen;
@@ -41,8 +41,6 @@ const NAME: &str = "bluegreen";
 const SERIES: usize = 100;
 /// What it is upgraded to, in turn.
 const IMAGES: [&str; 2] = ["kong:3.10", "kong:3.9"];
-/// Whose Pod, which side a Service sends traffic to.
-const SELECTOR: &str = "gateway-operator.konghq.com/selector";
 
 /// Measures all rows.
 pub fn measure() -> Result<Vec<Row>> {
@@ -110,11 +108,7 @@ async fn gate(kit: &Kit) -> Result<()> {
     kit.kubectl(&["create", "configmap", "gates", &file])?;
     let policy = fs::read_to_string(workspace::root().join("deploy/examples/gate.yaml"))?;
     kit.apply(&policy.replace("scaleDownDelaySeconds: 30", "scaleDownDelaySeconds: 1"))?;
-    let accepted = |found: Option<&DynamicObject>| {
-        found.is_some_and(|found| found.data["status"]["conditions"][0]["status"] == "True")
-    };
-    let policies = objects(kit, "sluice.dev", "v1alpha1", "PromotionPolicy");
-    wait(policies, "smoke", "be accepted", PATIENCE, accepted).await.map(drop)
+    gateways::accepted(kit, "smoke").await
 }
 
 /// Upgrades in a row, each approved with its patch.
@@ -158,7 +152,7 @@ impl Series {
             return Ok(());
         }
         let side = dataplane.data["status"]["selector"].as_str().context("it names no live side")?;
-        let promotions = objects(kit, "sluice.dev", "v1alpha1", "Promotion").list(&ListParams::default()).await?;
+        let promotions = promotions(kit).list(&ListParams::default()).await?;
         let mut promotions = promotions.items.into_iter();
         let promotion = promotions.find(|promotion| promotion.data["status"]["commit"]["to"] == side);
         let promotion = promotion.context("no Promotion moved traffic to the live side")?;
@@ -194,7 +188,7 @@ impl Watches {
             let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
             pod.labels().get(SELECTOR).filter(|_| ready).cloned()
         });
-        let passes = FirstSeen::of(objects(kit, "sluice.dev", "v1alpha1", "Promotion"), |promotion| {
+        let passes = FirstSeen::of(promotions(kit), |promotion| {
             (promotion.data["status"]["gates"][0]["outcome"] == "Pass").then(|| promotion.name_any())
         });
         let switches = FirstSeen::of(kit.api::<Service>(), |service| {
