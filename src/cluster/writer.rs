@@ -58,11 +58,15 @@ impl Writes {
     /// True once `cached` (resource version, UID and whether it is terminating, if it is cached at all) shows
     /// everything that was written for `owner`.
     pub fn seen(&self, owner: &str, cached: impl Fn(&Object) -> Option<(u64, String, bool)>) -> bool {
+        self.seen_at(Instant::now(), owner, cached)
+    }
+
+    fn seen_at(&self, now: Instant, owner: &str, cached: impl Fn(&Object) -> Option<(u64, String, bool)>) -> bool {
         let mut writes = self.lock();
         let Some(pending) = writes.get_mut(owner) else {
             return true;
         };
-        pending.retain(|_, (_, at)| at.elapsed() < PATIENCE);
+        pending.retain(|_, (_, at)| now.saturating_duration_since(*at) < PATIENCE);
         pending.retain(|object, (left, _)| match (&*left, cached(object)) {
             (Left::Version(written), Some((version, ..))) => version < *written,
             (Left::Version(_), None) => true,
@@ -122,5 +126,13 @@ mod tests {
         writes.remember("owner", service, Left::Gone("a".into()));
         assert!(!writes.seen("owner", |_| Some((9, "a".into(), false))));
         assert!(writes.seen("owner", |_| Some((9, "b".into(), false))), "another object of that name is not the one");
+    }
+
+    #[test]
+    fn what_the_caches_never_show_is_waited_for_only_so_long() {
+        let (writes, before) = (Writes::default(), Instant::now());
+        writes.remember("owner", ("Service", "removed by somebody at once".into()), Left::Version(7));
+        assert!(!writes.seen_at(before + PATIENCE - Duration::from_millis(1), "owner", |_| None));
+        assert!(writes.seen_at(Instant::now() + PATIENCE, "owner", |_| None));
     }
 }

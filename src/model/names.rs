@@ -44,6 +44,8 @@ pub const EXPIRES: &str = "sluice.dev/expires";
 pub const LAST_APPLIED_ANNOTATIONS: &str = "gateway-operator.konghq.com/last-applied-annotations";
 /// The promotion that last moved a live Service.
 pub const PROMOTION: &str = "sluice.dev/promotion";
+/// On a live Service: how many switches of it were decided and taken back.
+pub const WITHDRAWN: &str = "sluice.dev/withdrawn";
 /// `true` on Secrets that gates may use: whoever may write a policy need not be one who may read Secrets.
 pub const GATE_CREDENTIAL: &str = "sluice.dev/gate-credential";
 /// The volume with the side's certificate.

@@ -129,6 +129,9 @@ pub struct Plan {
     /// The status of the DataPlane arms the freeze of the spec: it may only be written to the object this pass
     /// decided on.
     pub arms: bool,
+    /// A commit is taken back before anything was switched. The live Services are written to before that is on record: a
+    /// switch that a process had decided, and that arrives when it is gone, finds another version.
+    pub withdraws: bool,
     /// This pass gives live traffic to a new wish: what it decided on is confirmed once more.
     pub confirms: Option<Confirms>,
     /// With this pass the live side is founded: the next one, a moment later, says so.

@@ -101,15 +101,29 @@ pub struct Writer<'a> {
 }
 
 /// Makes the cluster what was planned, up to the first write that fails. The order is the meaning:
-/// an approval that is void goes before anything that could honour it; a wish is on record before anything runs it,
+/// a switch that was taken back cannot happen any more before anybody is told so; an approval that is void goes before anything that could honour it; a wish is on record before anything runs it,
 /// and an upgrade before its Pods; a certificate is there before the Pods that mount it; Services move before the
 /// Deployment they left changes its label, so that a label never promises traffic; what nobody needs goes last.
 ///
 /// # Errors
 /// The first write that failed. Everything before it stands, and the next pass goes on from there.
 pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planned) -> Result<(), Error> {
-    let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
-        planned;
+    let Planned {
+        fences,
+        approval,
+        records,
+        promotion,
+        certificates,
+        services,
+        deployments,
+        autoscaler,
+        budget,
+        surplus,
+    } = planned;
+    let mut fenced = Vec::with_capacity(fences.len());
+    for fence in fences {
+        fenced.push(writer.fence(fence).await?);
+    }
     match approval {
         ApprovalPlan::Keep => {}
         ApprovalPlan::Void(_) | ApprovalPlan::Consume => writer.remove_approval().await?,
@@ -140,7 +154,8 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         }
     }
     for object in services {
-        writer.settle::<Service>(object, named(observed.all_services(), &object.name)).await?;
+        let found = named(fenced.iter().chain(observed.all_services()), &object.name);
+        writer.settle::<Service>(object, found).await?;
     }
     for object in deployments {
         writer.settle_deployment(object, named(&observed.deployments, &object.name)).await?;
@@ -352,6 +367,14 @@ impl Writer<'_> {
             self.api::<ControllerRevision>().patch_metadata(&record.name, &merging(), &Patch::Merge(&body)).await;
         self.remember(&written.map_err(|source| failed::<ControllerRevision>("mark", &record.name, source))?);
         Ok(())
+    }
+
+    /// Has a Service become another version.
+    async fn fence(&self, fence: &Object) -> Result<Arc<Service>, Error> {
+        let fenced = self.api::<Service>().patch(&fence.name, &merging(), &Patch::Merge(&fence.body)).await;
+        let fenced = fenced.map_err(|source| failed::<Service>("withdraw a switch of", &fence.name, source))?;
+        self.remember(&fenced);
+        Ok(Arc::new(fenced))
     }
 
     /// Takes the promote annotation away: the one this pass decided on, for one given since would stand in the same

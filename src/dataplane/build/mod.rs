@@ -23,6 +23,8 @@ use crate::model::{
 /// Every object of one DataPlane as it should be, in the order in which it is written.
 #[derive(Clone, Debug)]
 pub struct Planned {
+    /// What is written to the live Services before anything else, so that no switch decided before can happen.
+    pub fences: Vec<Object>,
     /// What becomes of the promote annotation.
     pub approval: ApprovalPlan,
     /// Wishes on record.
@@ -126,6 +128,7 @@ pub fn render(intent: &Intent, observed: &Observed, plan: &Plan) -> Planned {
     let autoscaler = scaling::autoscaler(intent, live);
     let budget = scaling::budget(intent, &plan.live);
     Planned {
+        fences: if plan.withdraws { service::fences(observed) } else { Vec::new() },
         approval: plan.approval.clone(),
         records: plan.records.iter().map(|planned| record(intent, observed, planned)).collect(),
         promotion: plan.promotion.clone(),

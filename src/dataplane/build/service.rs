@@ -18,6 +18,19 @@ pub(super) fn pair(intent: &Intent, observed: &Observed, state: State, traffic: 
     vec![render(intent, observed, Role::Admin, state, traffic), render(intent, observed, Role::Ingress, state, traffic)]
 }
 
+/// What the live Services are told of a switch that was decided and taken back: each is another version afterwards.
+pub(super) fn fences(observed: &Observed) -> Vec<Object> {
+    let live = observed.services.iter().filter(|((state, _), _)| *state == State::Live);
+    live.map(|(_, service)| {
+        let known = service.annotations().get(names::WITHDRAWN).and_then(|count| count.parse().ok());
+        let count = known.unwrap_or(0_u32).wrapping_add(1).to_string();
+        let metadata =
+            json!({ "resourceVersion": service.resource_version(), "annotations": { names::WITHDRAWN: count } });
+        Object::new(service.name_any(), json!({ "metadata": metadata }))
+    })
+    .collect()
+}
+
 /// The name of a Service: the one the user gave it, the one it has, or the one it will have. The preview never takes
 /// the user's, for the live one has it.
 pub(super) fn name(intent: &Intent, observed: &Observed, role: Role, state: State) -> String {

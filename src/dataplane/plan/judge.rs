@@ -64,7 +64,7 @@ pub struct Bench<'a> {
     pub promotion: Option<&'a str>,
     /// Everything as observed.
     pub observed: &'a Observed,
-    /// The candidate can be asked.
+    /// The candidate can be asked: an attempt may begin.
     pub may_run: bool,
     /// The time.
     pub now: Timestamp,
@@ -137,7 +137,8 @@ impl Judged {
             self.look_at(entry.not_before.as_ref().map(|at| at.0));
             self.look_at(lost_at(gate, entry).filter(|_| entry.outcome == GateOutcome::Running));
         }
-        if let (GateOutcome::Running, true, Some(promotion)) = (entry.outcome, bench.may_run, bench.promotion)
+        // Once begun it runs to its end, whatever becomes of the candidate: begun again it would be another attempt.
+        if let (GateOutcome::Running, Some(promotion)) = (entry.outcome, bench.promotion)
             && prior == Some(entry)
         {
             self.running.push(Running {

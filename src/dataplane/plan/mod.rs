@@ -50,9 +50,10 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         records: scene.records(phase),
         approval: scene.approval(phase),
         cleared: scene.cleared(),
-        trials: scene.trials(phase),
+        trials: scene.trials(),
         connect: scene.connect(phase),
         arms: phase == Phase::Switching && matches!(scene.facts.traffic, Moved::Stable | Moved::Armed),
+        withdraws: scene.withdraws(phase),
         confirms: scene.confirms(phase),
         again: scene.again(promotion.as_ref()),
         founds: phase == Phase::Founding && scene.records(phase).iter().any(|record| record.ordinal > 0),
@@ -367,6 +368,10 @@ impl<'a> Scene<'a> {
         match (phase, self.facts.traffic) {
             (Phase::Verifying | Phase::Draining, _)
             | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => at(&self.candidate, staged(), mark()),
+            // It stays where it is served until it is served over there.
+            (Phase::Switching, Moved::Returning) if self.no_way_back().is_some() => {
+                at(&self.candidate, staged(), mark())
+            }
             (Phase::Switching, Moved::Returning | Moved::Returned) => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Founding | Phase::InPlace, _) => {
                 at(&self.stable, self.intent.wanted.clone().ok().or_else(|| self.live_wish()), None)
@@ -418,8 +423,9 @@ impl<'a> Scene<'a> {
         records
     }
 
-    fn trials(&self, phase: Phase) -> Vec<PlannedTrial> {
-        if !matches!(phase, Phase::Judging | Phase::Refused | Phase::Waiting | Phase::Verifying) {
+    fn trials(&self) -> Vec<PlannedTrial> {
+        // On its way back traffic has left what they judge.
+        if matches!(self.facts.traffic, Moved::Returning | Moved::Returned) {
             return Vec::new();
         }
         let running = self.judged.running.iter();
@@ -493,13 +499,20 @@ impl<'a> Scene<'a> {
                 Some(policy) => (Reason::AwaitingPromotion, format!("policy {policy} is paused: nothing is promoted")),
                 None => plain(Reason::AwaitingPromotion),
             },
-            Phase::Switching => {
-                let back = self.commit().and_then(|commit| commit.back.as_ref());
-                (Reason::PromotionInProgress, back.map(|back| back.message.clone()).unwrap_or_default())
-            }
+            Phase::Switching => (Reason::PromotionInProgress, self.way_back()),
             Phase::Verifying => (Reason::VerifyingPromotion, self.judged.message.clone()),
             Phase::Draining => plain(Reason::PromotionDone),
             Phase::Rejected => self.rejection(),
+        }
+    }
+
+    /// What is said of traffic that goes back, or should.
+    fn way_back(&self) -> String {
+        let committed = self.commit().and_then(|commit| commit.back.clone());
+        let Some(back) = committed.or_else(|| self.back()) else { return String::new() };
+        match self.no_way_back().filter(|_| self.facts.traffic != Moved::Returned) {
+            Some(why) => format!("{}; {why}: traffic goes back once it serves again", back.message),
+            None => back.message,
         }
     }
 
@@ -718,8 +731,8 @@ impl<'a> Scene<'a> {
                 Some(Commit { at: Some(Time(self.now)), ..commit.clone() })
             }
             (Phase::Switching, Some(commit)) => {
-                let back = commit.back.clone().or_else(|| self.back()).or_else(|| self.unverified());
-                let back = back.or_else(|| self.late()).map(|back| Back {
+                let back = commit.back.clone().or_else(|| self.back().filter(|_| self.no_way_back().is_none()));
+                let back = back.map(|back| Back {
                     returned_at: (self.facts.traffic == Moved::Returned).then_some(MicroTime(self.now)),
                     ..back
                 });
@@ -731,10 +744,22 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// A commit that is on record goes before a Service was switched.
+    fn withdraws(&self, phase: Phase) -> bool {
+        let given_up = |stale: &Promotion| stale.status.as_ref().is_some_and(|status| status.commit.is_some());
+        let void = || self.commit().is_some() && self.next_commit(phase).is_none();
+        !self.moving() && (self.stale.is_some_and(given_up) || void())
+    }
+
     /// The gates that are to judge once traffic has moved.
     fn verifies(&self) -> Vec<Verifies> {
         let after = self.intent.rules.gates.iter().filter(|gate| gate.when == Moment::AfterPromotion);
         after.map(|gate| Verifies { policy: gate.policy.clone(), gate: gate.entry.clone() }).collect()
+    }
+
+    /// Why traffic should go back, if it should.
+    fn back(&self) -> Option<Back> {
+        self.called_back().or_else(|| self.unverified()).or_else(|| self.late())
     }
 
     /// Behind the live Services, whatever is not a pass moves traffic back.

@@ -3,7 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use super::{Scene, facts};
+use super::{
+    Scene,
+    facts::{self, Traffic},
+};
 use crate::{
     api::promotion::{Act, Approval, Back, Decided, Decision, GateEvidence, Promotion, PromotionStatus, Verdict},
     model::{
@@ -84,18 +87,25 @@ impl<'a> Scene<'a> {
         Some(Approval { by: by.into(), reason: None, at })
     }
 
-    /// The side that traffic left can take it again.
-    pub(super) fn stands(&self) -> bool {
-        self.observed.deployment(&self.stable).is_some_and(|deployment| !is_terminating(deployment))
+    /// Why traffic cannot go back to the side that it left. Where neither side serves there is nothing to lose.
+    pub(super) fn no_way_back(&self) -> Option<&'static str> {
+        let serves = |side| !facts::pods(self.observed, side).is_empty();
+        if self.observed.deployment(&self.stable).is_none_or(is_terminating) {
+            Some("the side that traffic left is gone")
+        } else if !serves(&self.stable) && serves(&self.candidate) {
+            Some("the side that traffic left has no ready Pod")
+        } else {
+            None
+        }
     }
 
     /// Somebody wants traffic back that has begun to move.
     pub(super) fn stopped(&self) -> bool {
-        self.moving() && self.upgrade.is_some_and(facts::stops) && self.stands()
+        self.moving() && self.upgrade.is_some_and(facts::stops) && self.no_way_back().is_none()
     }
 
     /// Why traffic goes back, where somebody says so.
-    pub(super) fn back(&self) -> Option<Back> {
+    pub(super) fn called_back(&self) -> Option<Back> {
         let decision = self.decision().filter(|_| self.stopped())?;
         Some(Back { verdict: Verdict::RolledBack, message: decision.says("rolled back"), returned_at: None })
     }
@@ -159,8 +169,10 @@ impl<'a> Scene<'a> {
     fn cleared_under_way(&self, upgrade: &'a Promotion) -> Option<(&'a Promotion, bool, Option<String>)> {
         let decision = upgrade.spec.decision.as_ref()?;
         let refuse = |retry_only, why: &str| Some((upgrade, retry_only, Some(why.to_owned())));
-        if self.moving() && decision.stops() && !self.stands() {
-            return refuse(false, "the side that traffic left is gone");
+        // What is on its way back already needs no more asking.
+        let moves_on = self.moving() && !matches!(self.facts.traffic, Traffic::Returning | Traffic::Returned);
+        if let Some(why) = self.no_way_back().filter(|_| moves_on && decision.stops()) {
+            return refuse(false, why);
         }
         if !decision.retry.is_empty() && !decision.stops() {
             return match facts::taken(upgrade) {

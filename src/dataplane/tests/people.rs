@@ -310,3 +310,18 @@ fn a_rollback_that_comes_too_late_is_said() {
     assert!(world.told("DecisionRefused", "the side that traffic left is gone") && decision(&world).is_null());
     assert_eq!(serves(&world), "kong:3.10");
 }
+
+/// Neither a person nor a gate moves traffic to where nobody serves it.
+#[test]
+fn traffic_does_not_go_back_to_a_side_without_a_ready_pod() {
+    let mut world = governed(pass());
+    world.approve();
+    world.until("PromotionDone");
+    world.broken.insert("kong:3.9");
+    world.machines();
+    world.decide(json!({ "rollback": true, "by": "jane" }));
+    world.pass();
+    assert!(world.told("DecisionRefused", "the side that traffic left has no ready Pod") && decision(&world).is_null());
+    world.run();
+    assert_eq!(serves(&world), "kong:3.10");
+}

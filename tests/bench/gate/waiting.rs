@@ -42,8 +42,8 @@ const WAITING: usize = 1000;
 const COMPUTING: usize = 8;
 
 /// Passes of the operator over an object that is as it should be.
-const PASSES: u32 = 300;
-const BETWEEN: Duration = Duration::from_millis(15);
+const PASSES: u32 = 200;
+const BETWEEN: Duration = Duration::from_millis(10);
 
 /// Longer than a gate host waits after a burst before it tidies up.
 const AFTERWARDS: Duration = Duration::from_secs(10);

@@ -4,8 +4,10 @@ use serde_json::json;
 
 use super::{
     at_rest,
-    state::{Bytes, Decision, Event, Rule, Says, State, gate},
+    operator::Next,
+    state::{Bytes, Decision, Event, Rule, Says, State, gate, live},
 };
+use crate::model::names::Role;
 
 /// A way that is told step by step.
 struct Way(State);
@@ -28,6 +30,14 @@ impl Way {
             self = self.then(event);
         }
         self
+    }
+
+    /// Until the next write of the pass is to this object.
+    fn until_it_writes_to(self, key: super::objects::Key) -> Self {
+        self.until(|state| {
+            let next = state.flight.as_ref().map(|flight| &*flight.next);
+            matches!(next, Some(Next::Send(sent)) if sent.request.key == key && sent.request.is_write())
+        })
     }
 
     /// Until a gate is asked, which says nothing yet.
@@ -119,4 +129,30 @@ fn a_clock_that_is_set_back_forgets_no_rejection() {
     let way = Way::governed().then(Event::Edit(1)).rest().then(Event::Jump(false)).then(Event::Edit(2)).rest();
     let way = way.then(Event::Decide(Decision::Abort)).rest().then(Event::Approve).rest();
     way.then(Event::Jump(true)).rest().ends("Rejected", "kong:3.9");
+}
+
+/// A switch was decided and taken back, and the write of the process that had decided it comes when it is gone.
+#[test]
+fn a_switch_that_arrives_after_it_was_taken_back_is_refused() {
+    let ends: [(Event, &str); 4] = [
+        (Event::Decide(Decision::Abort), "Rejected"),
+        (Event::Withdraw, "Waiting"),
+        (Event::Policy(Rule::Pause), "Waiting"),
+        (Event::Plugin(Bytes::Revoked), "Refused"),
+    ];
+    for (taken_back, phase) in ends {
+        let way = Way::governed().then(Event::Edit(1)).then(Event::Approve);
+        let way = way.until(|state| state.reason() == "PromotionInProgress").until_it_writes_to(live(Role::Admin));
+        way.then(Event::CrashUnderWay).then(taken_back).rest().ends(phase, "kong:3.9");
+    }
+}
+
+/// More Pods are asked for while a gate judges: it is asked once, and heard.
+#[test]
+fn a_trial_goes_on_while_more_pods_come() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve).asked();
+    let asked = way.0.memory.trials.clone();
+    let way = way.then(Event::Scale(2)).asked();
+    assert_eq!(way.0.memory.trials, asked);
+    way.then(Event::Verdict(Says::Pass)).rest().ends("Settled", "kong:3.10");
 }

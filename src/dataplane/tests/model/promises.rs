@@ -188,15 +188,19 @@ impl Truth {
     }
 
     /// A pass has ended.
-    pub(super) fn ended(&mut self, flight: &Flight, end: &End) -> Result<(), Broken> {
+    pub(super) fn ended(&mut self, flight: &Flight, end: &End, api: &Apiserver) -> Result<(), Broken> {
         self.rules = None;
         let reading = &flight.reading;
         if end.failed.is_none() {
             self.see(&reading.view);
         }
-        // Cancelled by the process that began it: it knows that nothing came of it.
-        let cancelled =
-            |run: &&mut Run| run.said.is_none() && reading.memory.trials.contains_key(&run.key) && !end.wants(&run.key);
+        // Cancelled by the process that began it, and off the record.
+        let cancelled = |run: &&mut Run| {
+            run.said.is_none()
+                && reading.memory.trials.contains_key(&run.key)
+                && !end.wants(&run.key)
+                && recorded(&api.objects, &run.key).is_none()
+        };
         self.runs.iter_mut().filter(cancelled).for_each(|run| run.over = true);
         for (key, begun) in flight.began(end) {
             let named = |name: &String| reading.view.get(&Key::of(Kind::Pod, name)).map(|pod| judged(pod.value()));
@@ -317,12 +321,11 @@ impl Truth {
                 let service = api.get(live(role))?;
                 serves(&api.objects, cluster::side(service.value())).then_some(())
             };
-            // A Pod that somebody has just taken away could not be seen by a pass that was under way; and on its way back
-            // traffic goes to what stands there, as it is.
+            // A Pod that somebody has just taken away, or that has just come, could not be seen by a pass that was under way.
+            let side = |api: &Apiserver| api.get(live(role)).map(|service| cluster::side(service.value()).to_owned());
             let believed = || {
-                let side = after.get(live(role)).map(|service| cluster::side(service.value()).to_owned())?;
-                let stands = side == self.live && asked(&after.objects, &side);
-                (stands || serves(&reading?.view, &side)).then_some(())
+                let view = &reading?.view;
+                (serves(view, &side(after)?) || !serves(view, &side(before)?)).then_some(())
             };
             if serving(before).is_some() && serving(after).is_none() && believed().is_none() {
                 return broken(Promise::Serving, format!("after {:?} of {key:?} nobody serves", request.verb));

@@ -724,7 +724,8 @@ impl State {
             self.flight = Some(flight);
             return Ok(());
         };
-        self.learn(|truth| truth.ended(&flight, end))?;
+        let api = self.api.clone();
+        self.learn(|truth| truth.ended(&flight, end, &api))?;
         self.memory = Shared::of(flight.memory(end, &self.memory), Memory::hash);
         self.asked |= end.failed.is_some();
         Ok(())

@@ -369,8 +369,21 @@ impl World {
     }
 
     fn converge(&mut self, intent: &Intent, planned: &Planned) -> Result<(), apply::Error> {
-        let Planned { approval, records, promotion, certificates, services, deployments, autoscaler, budget, surplus } =
-            planned;
+        let Planned {
+            fences,
+            approval,
+            records,
+            promotion,
+            certificates,
+            services,
+            deployments,
+            autoscaler,
+            budget,
+            surplus,
+        } = planned;
+        for fence in fences {
+            self.bend("Service", &fence.name, |service| api::merge_patch(service, &fence.body));
+        }
         if *approval != ApprovalPlan::Keep {
             self.annotate(PROMOTE_WHEN_READY, None);
         }
