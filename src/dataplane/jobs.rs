@@ -21,6 +21,7 @@ use crate::{
         Intent, Observed, Plan, PluginKey, grants,
         names::GATE_CREDENTIAL,
         observed::{Connection, ConnectionKey, Plugin},
+        plan::PlannedTrial,
         trial::{Blame, Credential, Digest, Grants, Identity, Outcome, Report, Scheme, Target, Trial},
     },
 };
@@ -51,9 +52,11 @@ pub fn pin(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
 /// Makes the jobs of a DataPlane those of its plan.
 pub fn advance(ctx: &Context, dataplane: &DataPlane, plan: &Plan) {
     let owner = owner(&ObjectRef::from_obj(dataplane));
+    let runs = |planned: &&PlannedTrial| planned.may_begin || ctx.trials.has(&owner, &planned.key);
+    let wanted: Vec<_> = plan.trials.iter().filter(runs).collect();
     ctx.trials.advance(
         &owner,
-        plan.trials.iter().map(|planned| {
+        wanted.into_iter().map(|planned| {
             let (gates, client, metrics) = (Arc::clone(&ctx.host), ctx.client.clone(), ctx.metrics.clone());
             let (namespace, wanted) =
                 (dataplane.namespace().unwrap_or_default(), planned.gate.grants.credentials.clone());

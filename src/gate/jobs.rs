@@ -77,6 +77,12 @@ where
         jobs.filter_map(|(key, job)| Some((key.clone(), job.said.clone()?))).collect()
     }
 
+    /// Whether `owner` has a job of this key.
+    #[must_use]
+    pub fn has(&self, owner: &str, key: &K) -> bool {
+        self.lock().get(owner).is_some_and(|jobs| jobs.contains_key(key))
+    }
+
     /// The jobs of `owner`, whatever they said.
     #[cfg(test)]
     pub(crate) fn known(&self, owner: &str) -> Vec<K> {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -162,6 +163,21 @@ impl LocalGateHost {
     }
 }
 
+/// Gives what is free in the heap back to the kernel: by itself the allocator does that only above the last thing in use.
+/// Whether there was anything.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code, reason = "the C library has no other way")]
+fn give_back() -> bool {
+    // SAFETY: it takes no pointer and may be called by any thread at any time.
+    unsafe { libc::malloc_trim(0) == 1 }
+}
+
+/// Other allocators do so by themselves.
+#[cfg(not(target_env = "gnu"))]
+fn give_back() -> bool {
+    false
+}
+
 impl Drop for LocalGateHost {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
@@ -240,7 +256,10 @@ impl Shared {
             }
         };
         *self.room.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        tracing::debug!("a fresh pool has taken the place of the one before");
+        drop(old);
+        // It walks over all of the heap.
+        let given_back = spawn_blocking(give_back).await.unwrap_or_default();
+        tracing::debug!(given_back, "a fresh pool has taken the place of the one before");
         true
     }
 
@@ -264,7 +283,7 @@ impl Shared {
 
         let described = self.describe(&room, fitted.prepared.as_ref(), &digest).await;
         let described = described.map_err(|outcome| LoadError::BadDescription(describe_failed(&outcome)))?;
-        let compiled = tokio::task::spawn_blocking(move || bindings::description(described)).await;
+        let compiled = spawn_blocking(move || bindings::description(described)).await;
         let compiled = compiled.unwrap_or_else(|error| Err(format!("the settings schema broke the host: {error}")));
         let (description, schema) = compiled.map_err(LoadError::BadDescription)?;
         let loaded =
@@ -356,7 +375,7 @@ async fn schema_problems(plugin: &Arc<Known>, settings: &Value) -> Result<Vec<Pr
         return Ok(Vec::new());
     }
     let (plugin, settings) = (Arc::clone(plugin), settings.clone());
-    let checked = tokio::task::spawn_blocking(move || {
+    let checked = spawn_blocking(move || {
         let problems = plugin.schema.problems(&settings);
         if problems.is_empty() {
             let mut fitting = plugin.fitting();

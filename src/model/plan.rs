@@ -246,6 +246,8 @@ pub struct Cleared {
 pub struct PlannedTrial {
     /// What it is known by.
     pub key: TrialKey,
+    /// It may begin now. One that was begun goes on in any case.
+    pub may_begin: bool,
     /// As in logs and Events.
     pub id: String,
     /// The plugin.

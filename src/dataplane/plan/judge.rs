@@ -55,6 +55,8 @@ pub struct Running {
     pub digest: Digest,
     /// What the gate's last wait left behind.
     pub state: Option<Vec<u8>>,
+    /// It may begin now. One that was begun goes on in any case.
+    pub may_begin: bool,
 }
 
 /// What gates are judged with.
@@ -146,6 +148,7 @@ impl Judged {
                 key: key(promotion, entry),
                 digest: Digest::from(entry.digest.clone()),
                 state: entry.state.clone().map(|state| state.0),
+                may_begin: bench.may_run,
             });
         }
     }

@@ -430,12 +430,13 @@ impl<'a> Scene<'a> {
         }
         let running = self.judged.running.iter();
         running
-            .map(|Running { gate, key, digest, state }| {
+            .map(|Running { gate, key, digest, state, may_begin }| {
                 let granted = gate.grants.targets.as_deref();
                 let (targets, absent) = targets::of(self.intent, self.observed, &self.candidate, &self.stable, granted);
                 PlannedTrial {
                     id: format!("{}/{}/{}", self.intent.owner.namespace, self.intent.owner.name, key.gate),
                     key: key.clone(),
+                    may_begin: *may_begin,
                     digest: digest.clone(),
                     gate: gate.clone(),
                     moment: gate.when,

@@ -25,11 +25,8 @@ pub enum Suite {
     Dependencies,
     /// The gates are built as WebAssembly components.
     Plugins,
-    /// Tests beside the code.
+    /// Tests beside the code, optimised: one of them is the model test, which goes through a million states here.
     Unit,
-    /// The model test, optimised, through a million states: only where it is asked for, for it takes its time. `unit` goes
-    /// through twenty thousand.
-    Model,
     /// Tests that need more than one module, but no cluster.
     Integration,
     /// Examples in the documentation.
@@ -38,8 +35,11 @@ pub enum Suite {
     Cluster,
 }
 
-/// States that the model test has to go through.
+/// States that the model test has to go through; in `cargo test` it is content with fewer.
 pub const STATES: usize = 1_000_000;
+
+/// What tells it.
+const MODEL_STATES: &str = "MODEL_STATES";
 
 /// What to verify.
 pub struct Choice {
@@ -77,7 +77,7 @@ pub fn verify(choice: &Choice) -> Result<Count> {
 
 impl Choice {
     fn includes(&self, suite: Suite) -> bool {
-        let wanted = self.only.contains(&suite) || self.only.is_empty() && suite != Suite::Model;
+        let wanted = self.only.contains(&suite) || self.only.is_empty();
         wanted && !(self.no_cluster && suite == Suite::Cluster)
     }
 }
@@ -120,8 +120,15 @@ fn command(suite: Suite, choice: &Choice) -> Command {
         Suite::Dependencies => cargo.args(["deny", "check", "advisories", "licenses", "bans", "sources"]),
         Suite::Plugins => cargo.args(["plugins"]),
         // --no-fail-fast: one count of everything, not of everything up to the first failure.
-        Suite::Unit => cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--"]),
-        Suite::Model => return model_command(STATES, Build::Optimised),
+        Suite::Unit => cargo.env(MODEL_STATES, STATES.to_string()).args([
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--lib",
+            "--config",
+            OPTIMISED,
+            "--",
+        ]),
         Suite::Integration => {
             cargo.args(["test", "--workspace", "--no-fail-fast", "--test", "it", "--", "--skip", "cluster::"])
         }
@@ -140,7 +147,7 @@ fn command(suite: Suite, choice: &Choice) -> Command {
 /// The model test, until it has seen so many states.
 pub fn model_command(states: usize, build: Build) -> Command {
     let mut cargo = cargo();
-    cargo.env("MODEL_STATES", states.to_string());
+    cargo.env(MODEL_STATES, states.to_string());
     // Of the whole workspace: for one package of it, half of the dependencies would be built with other features.
     cargo.args(["test", "--workspace", "--lib"]);
     if build == Build::Optimised {

@@ -320,7 +320,6 @@ impl Apiserver {
         metadata["namespace"] = "ns".into();
         metadata["uid"] = uid.into();
         metadata["creationTimestamp"] = format!("{}Z", &now[..19]).into();
-        metadata["generation"] = 0.into();
         if key.kind == Kind::Service {
             // Nobody is asked at it: every Pod has an address of its own.
             if object["spec"]["clusterIP"].is_null() {
@@ -362,7 +361,7 @@ thread_local! {
 /// An object as it is stored: with defaults, and with a generation that counts what is asked of it.
 fn finished(key: Key, before: Option<&Value>, mut object: Value, applied: Value) -> Arc<Content> {
     default(key.kind.as_str(), &mut object);
-    if before.is_none_or(|before| before["spec"] != object["spec"]) {
+    if key.kind.has_generations() && before.is_none_or(|before| before["spec"] != object["spec"]) {
         let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
         object["metadata"]["generation"] = (generation + 1).into();
     }

@@ -11,6 +11,7 @@
 //! | [`state`] | a state of all of it, and everything that may happen there |
 //! | [`explore`] | which ways are gone, and what is left of one that breaks a promise |
 //! | [`peers`] | what others were reported for |
+//! | [`traces`] | what the real apiserver is asked after the one in memory |
 //!
 //! A state is left by one event, and a write is an event: between two writes of a pass anything else may happen. What
 //! happens by itself does so in a fixed order (the pass goes on, watches tell, machines work, gates answer, people do
@@ -29,6 +30,7 @@ mod operator;
 mod peers;
 mod promises;
 mod state;
+mod traces;
 
 use std::{env, fs, sync::OnceLock, time::Instant};
 
@@ -44,8 +46,8 @@ use self::{
 /// `cargo verify`.
 const STATES: usize = 20_000;
 /// So many interferences at most are gone through at every place of every story; what is missing to enough states, random
-/// ways bring.
-const INTERFERENCES: usize = 2;
+/// ways bring, on which many things interfere.
+const INTERFERENCES: usize = 1;
 /// Random ways at most.
 const WAYS: usize = 1_000_000;
 

@@ -74,6 +74,14 @@ impl Kind {
         }
     }
 
+    /// Whether the API counts what is asked of it.
+    pub(super) fn has_generations(self) -> bool {
+        match self {
+            Self::DataPlane | Self::PromotionPolicy | Self::Promotion | Self::Deployment => true,
+            Self::ControllerRevision | Self::Service | Self::Secret | Self::Pod | Self::EndpointSlice => false,
+        }
+    }
+
     pub(super) fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }

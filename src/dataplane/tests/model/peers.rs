@@ -156,3 +156,15 @@ fn a_trial_goes_on_while_more_pods_come() {
     assert_eq!(way.0.memory.trials, asked);
     way.then(Event::Verdict(Says::Pass)).rest().ends("Settled", "kong:3.10");
 }
+
+/// An attempt is on record, and its Pod goes before it begins: it begins when there is somebody to judge.
+#[test]
+fn an_attempt_without_a_pod_begins_later() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve);
+    let way = way.until(|state| state.is_recorded());
+    let pod = way.candidate();
+    let way =
+        way.then(Event::Evict(pod)).until(|state| state.phase() == "Staging").until(|state| state.flight.is_none());
+    assert!(!way.0.is_asking());
+    way.asked().then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
+}

@@ -224,6 +224,11 @@ impl State {
         Self { story, idle: 0, ..self.clone() }
     }
 
+    /// What people will do.
+    pub(super) fn story(&self) -> Story {
+        self.story
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         let base = Timestamp::from_second(DAWN + self.seconds).expect("a time");
         base + SignedDuration::from_micros(self.ticks.into())
@@ -279,6 +284,11 @@ impl State {
     /// A gate is being asked.
     pub(super) fn is_asking(&self) -> bool {
         self.memory.trials.values().any(|(_, said)| said.is_none())
+    }
+
+    /// An attempt is on record.
+    pub(super) fn is_recorded(&self) -> bool {
+        newest(&self.api.objects).is_some_and(|(_, one)| text(one.value(), "/status/gates/0/outcome") == "Running")
     }
 
     fn is_frozen(&self) -> bool {

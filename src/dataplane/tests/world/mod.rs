@@ -467,7 +467,7 @@ impl World {
     fn work(&mut self, plan: &Plan) {
         let answer = if self.silent { Connection::Silent("nobody is there".into()) } else { Connection::Answers };
         self.connections.extend(plan.connect.iter().map(|key| (key.clone(), answer.clone())));
-        let said = plan.trials.iter().filter_map(|trial| {
+        let said = plan.trials.iter().filter(|trial| trial.may_begin).filter_map(|trial| {
             let verdict = match trial.moment {
                 Moment::BeforePromotion => &self.verdict,
                 Moment::AfterPromotion => &self.verified,
