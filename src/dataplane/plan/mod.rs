@@ -24,7 +24,7 @@ use crate::{
     api::promotion::{Back, Commit, GateEvidence, Promotion, PromotionStatus, Verdict, Verifies},
     model::{
         Gate, Intent, Observed, Phase, Plan, Scale, Selector, Strategy, Wish,
-        names::{self, State},
+        names::{self, Role, State},
         observed::{Connection, Record, is_terminating, side_of, verdict},
         plan::{
             ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
@@ -366,6 +366,8 @@ impl<'a> Scene<'a> {
         };
         let mark = || self.upgrade.map(ResourceExt::name_any);
         match (phase, self.facts.traffic) {
+            // Only its admin Service has moved, and nobody is there any more to take the rest: everything is asked once more.
+            (Phase::Switching, Moved::Moving) if self.leads_nowhere() => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Verifying | Phase::Draining, _)
             | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => at(&self.candidate, staged(), mark()),
             // It stays where it is served until it is served over there.
@@ -378,6 +380,14 @@ impl<'a> Scene<'a> {
             }
             _ => at(&self.stable, self.live_wish(), None),
         }
+    }
+
+    /// Users are still served by the stable side, and would not be by the candidate.
+    fn leads_nowhere(&self) -> bool {
+        let serves = |side| !facts::pods(self.observed, side).is_empty();
+        self.observed.selects(State::Live, Role::Ingress).as_ref() == Some(&self.stable)
+            && serves(&self.stable)
+            && !serves(&self.candidate)
     }
 
     fn preview_traffic(&self, phase: Phase) -> Option<Traffic> {

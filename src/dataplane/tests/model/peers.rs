@@ -168,3 +168,14 @@ fn an_attempt_without_a_pod_begins_later() {
     assert!(!way.0.is_asking());
     way.asked().then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
 }
+
+/// Another manager wins against the second half of a switch, and then the candidate breaks: users stay where they are served.
+#[test]
+fn half_a_switch_is_undone_where_nobody_is_there_to_take_the_rest() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve);
+    let way = way.until(|state| state.reason() == "PromotionInProgress").until_it_writes_to(live(Role::Ingress));
+    let pod = way.candidate();
+    let way = way.then(Event::Touch(live(Role::Ingress))).then(Event::Break(pod)).rest();
+    assert!(way.0.rests());
+    way.ends("Staging", "kong:3.9");
+}

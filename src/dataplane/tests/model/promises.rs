@@ -350,6 +350,8 @@ impl Truth {
         if to == self.live {
             if all(to)
                 && let Some(moved) = self.moving.take()
+                // Where users never came to it, the record says whether it was given up.
+                && moved.at.is_some()
             {
                 self.reject(Some(moved.revision), after);
             }
