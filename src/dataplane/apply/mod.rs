@@ -101,9 +101,10 @@ pub struct Writer<'a> {
 }
 
 /// Makes the cluster what was planned, up to the first write that fails. The order is the meaning:
-/// a switch that was taken back cannot happen any more before anybody is told so; an approval that is void goes before anything that could honour it; a wish is on record before anything runs it,
-/// and an upgrade before its Pods; a certificate is there before the Pods that mount it; Services move before the
-/// Deployment they left changes its label, so that a label never promises traffic; what nobody needs goes last.
+/// a switch that was taken back cannot happen any more before anybody is told so; an approval that is void goes before
+/// anything that could honour it; a wish is on record before anything runs it, and an upgrade before its Pods; a certificate
+/// is there before the Pods that mount it; Services move before the Deployment they left changes its label, so that a label
+/// never promises traffic; what nobody needs goes last.
 ///
 /// # Errors
 /// The first write that failed. Everything before it stands, and the next pass goes on from there.

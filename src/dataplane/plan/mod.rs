@@ -366,7 +366,7 @@ impl<'a> Scene<'a> {
         };
         let mark = || self.upgrade.map(ResourceExt::name_any);
         match (phase, self.facts.traffic) {
-            // Only its admin Service has moved, and nobody is there any more to take the rest: everything is asked once more.
+            // Only the admin Service has moved, and nobody is left to take the rest: everything is asked once more.
             (Phase::Switching, Moved::Moving) if self.leads_nowhere() => at(&self.stable, self.stable_wish(), mark()),
             (Phase::Verifying | Phase::Draining, _)
             | (Phase::Switching, Moved::Armed | Moved::Moving | Moved::Moved) => at(&self.candidate, staged(), mark()),
@@ -905,7 +905,7 @@ pub fn retired(observed: &Observed, plan: &Plan) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::promotion::GateOutcome, dataplane::fixtures, model::names::Role};
+    use crate::{api::promotion::GateOutcome, dataplane::fixtures};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use serde_json::{Value, json};
     use std::sync::Arc;

@@ -9,7 +9,6 @@ mod input;
 mod kong;
 mod leader;
 mod managers;
-mod model;
 mod people;
 mod plugins;
 mod policy;

@@ -11,7 +11,6 @@
 //! | [`state`] | a state of all of it, and everything that may happen there |
 //! | [`explore`] | which ways are gone, and what is left of one that breaks a promise |
 //! | [`peers`] | what others were reported for |
-//! | [`traces`] | what the real apiserver is asked after the one in memory |
 //!
 //! A state is left by one event, and a write is an event: between two writes of a pass anything else may happen. What
 //! happens by itself does so in a fixed order (the pass goes on, watches tell, machines work, gates answer, people do
@@ -30,7 +29,6 @@ mod operator;
 mod peers;
 mod promises;
 mod state;
-mod traces;
 
 use std::{env, fs, sync::OnceLock, time::Instant};
 

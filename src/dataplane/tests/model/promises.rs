@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
@@ -180,6 +181,13 @@ impl Truth {
         self.runs.iter_mut().filter(|run| run.key == *key).for_each(|run| run.said = Some(says));
     }
 
+    /// The clock has jumped: it says no more how long ago anything was.
+    pub(super) fn jumped(&mut self) {
+        if let Some(at) = self.moving.as_mut().and_then(|moving| moving.at.as_mut()) {
+            *at = i64::MIN / 2;
+        }
+    }
+
     // What the operator does.
 
     /// The pass under way has asked for the policies.
@@ -267,14 +275,15 @@ impl Truth {
         Ok(())
     }
 
-    /// A write took effect. `reading` is what its pass had read, where it is still under way.
+    /// A write took effect. `reading` is what its pass had read, where it is still under way, and `decided` when it began:
+    /// clocks may have jumped since, and nobody looks at one between two writes.
     pub(super) fn written(
         &mut self,
         before: &Apiserver,
         after: &Apiserver,
         request: &Request,
         reading: Option<&Reading>,
-        seconds: i64,
+        decided: Timestamp,
     ) -> Result<(), Broken> {
         let key = request.key;
         let (old, new) = (before.get(key), after.get(key));
@@ -284,7 +293,7 @@ impl Truth {
                 if let (Some(from), Some(to)) = (side(old), side(new))
                     && from != to
                 {
-                    self.switched(after, &from, &to, reading, seconds)?;
+                    self.switched(after, &from, &to, reading, decided)?;
                 } else if old.is_none() && self.live.is_empty() {
                     self.live = side(new).unwrap_or_default();
                 }
@@ -293,7 +302,7 @@ impl Truth {
                 let going =
                     old.is_some() && new.is_none_or(|new| !new.value()["metadata"]["deletionTimestamp"].is_null());
                 if let Some(old) = old.filter(|_| going) {
-                    self.deleted(cluster::side(old.value()), reading, seconds)?;
+                    self.deleted(cluster::side(old.value()), reading, decided)?;
                 }
             }
             Kind::Promotion => {
@@ -340,7 +349,7 @@ impl Truth {
         from: &str,
         to: &str,
         reading: Option<&Reading>,
-        seconds: i64,
+        decided: Timestamp,
     ) -> Result<(), Broken> {
         let all = |side: &str| {
             [Role::Ingress, Role::Admin]
@@ -367,7 +376,7 @@ impl Truth {
             self.moving = Some(Move { to: to.to_owned(), revision, at: None });
         }
         if let Some(moving) = self.moving.as_mut().filter(|_| all(to)) {
-            moving.at.get_or_insert(seconds);
+            moving.at.get_or_insert(decided.as_second());
         }
         Ok(())
     }
@@ -460,7 +469,7 @@ impl Truth {
     }
 
     /// A Deployment goes.
-    fn deleted(&mut self, side: &str, reading: Option<&Reading>, seconds: i64) -> Result<(), Broken> {
+    fn deleted(&mut self, side: &str, reading: Option<&Reading>, decided: Timestamp) -> Result<(), Broken> {
         let Some(moving) = self.moving.clone() else {
             let stable = side == self.live;
             return if stable { broken(Promise::Stable, "the live Deployment was deleted") } else { Ok(()) };
@@ -476,8 +485,11 @@ impl Truth {
         let Some(at) = moving.at else {
             return broken(Promise::Stable, "the stable side was deleted before both Services had left it");
         };
-        if (0..DELAY).contains(&(seconds - at)) {
-            return broken(Promise::Stable, format!("the stable side was deleted after {} s", seconds - at));
+        if (0..DELAY).contains(&(decided.as_second() - at)) {
+            return broken(
+                Promise::Stable,
+                format!("the stable side was deleted after {} s", decided.as_second() - at),
+            );
         }
         if let Some(reading) = reading {
             let view = &reading.view;

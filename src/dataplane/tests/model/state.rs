@@ -133,6 +133,14 @@ pub(super) const PHASES: [&str; 9] =
 /// When everything begins.
 const DAWN: i64 = 1_800_000_000;
 
+/// A write that is on its way though its process has ended, and when that had decided it.
+#[derive(Clone, Debug)]
+pub(super) struct Late {
+    pub(super) sent: Arc<Sent>,
+    pub(super) only: If,
+    decided: Timestamp,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) api: Apiserver,
@@ -143,7 +151,7 @@ pub(super) struct State {
     pub(super) memory: Shared<Memory>,
     process: u8,
     pub(super) flight: Option<Flight>,
-    pub(super) late: Option<(Arc<Sent>, If)>,
+    pub(super) late: Option<Late>,
     /// Something has changed since the last pass began.
     asked: bool,
     plugins: Shared<BTreeMap<String, Plugin>>,
@@ -222,11 +230,6 @@ impl State {
     /// The same with another story ahead.
     pub(super) fn telling(&self, story: Story) -> Self {
         Self { story, idle: 0, ..self.clone() }
-    }
-
-    /// What people will do.
-    pub(super) fn story(&self) -> Story {
-        self.story
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -557,13 +560,13 @@ impl State {
             Event::Verdict(says) => self.verdict(says),
             Event::Release => self.held = 0,
             Event::Arrive => {
-                if let Some((sent, only)) = self.late.take() {
+                if let Some(Late { sent, only, decided }) = self.late.take() {
                     let before = self.api.clone();
                     let answer = self.api.answer(&sent.request, only, &now);
                     self.tick(&sent);
                     if answer.is_success() {
-                        let (after, seconds) = (self.api.clone(), self.seconds);
-                        self.learn(|truth| truth.written(&before, &after, &sent.request, None, seconds))?;
+                        let after = self.api.clone();
+                        self.learn(|truth| truth.written(&before, &after, &sent.request, None, decided))?;
                     }
                 }
             }
@@ -583,7 +586,8 @@ impl State {
                 if let Some(flight) = &self.flight
                     && let Next::Send(sent) = &*flight.next
                 {
-                    self.late = Some((Arc::clone(sent), flight.only(sent)));
+                    let (sent, decided) = (Arc::clone(sent), flight.reading.now);
+                    self.late = Some(Late { only: flight.only(&sent), sent, decided });
                 }
                 self.crash();
             }
@@ -674,6 +678,7 @@ impl State {
             }
             Event::Jump(forwards) => {
                 self.seconds += if forwards { 3_600 } else { -3_600 };
+                self.learn(Truth::jumped);
                 self.asked = true;
             }
         }
@@ -710,8 +715,8 @@ impl State {
             }
             flight.answered(answer, &self.api);
             if done && sent.request.is_write() {
-                let (after, seconds) = (self.api.clone(), self.seconds);
-                self.learn(|truth| truth.written(&before, &after, &sent.request, Some(&flight.reading), seconds))?;
+                let (after, reading) = (self.api.clone(), &flight.reading);
+                self.learn(|truth| truth.written(&before, &after, &sent.request, Some(reading), reading.now))?;
             }
         }
         self.flight = Some(flight);
@@ -833,7 +838,7 @@ impl State {
             hash = mix(hash, mix(reading.memory.hash(), reading.plugins.hash()));
             hash = mix(hash, reading.now.as_second().unsigned_abs());
         }
-        if let Some((sent, only)) = &self.late {
+        if let Some(Late { sent, only, .. }) = &self.late {
             let found = self.api.get(sent.request.key).map(|found| found.version);
             let lands = match only {
                 If::Any => true,
