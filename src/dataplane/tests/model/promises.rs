@@ -458,9 +458,10 @@ impl Truth {
             status == Some("PromotionInProgress")
         };
         let begins = self.moving.is_none() && !frozen(old) && frozen(new);
-        let (Some(new), Some((_, open))) = (new.filter(|_| begins), reading.and_then(|read| newest(&read.view))) else {
-            return Ok(());
-        };
+        // On its way back it is frozen, too, and what is asked for meanwhile waits.
+        let forward = |(_, open): &(Key, &Stored)| open.value()["status"]["commit"]["back"].is_null();
+        let open = reading.and_then(|read| newest(&read.view)).filter(forward);
+        let (Some(new), Some((_, open))) = (new.filter(|_| begins), open) else { return Ok(()) };
         let (asks, judged) = (wanted(new.value()), text(open.value(), "/spec/revision"));
         if asks != judged {
             return broken(Promise::Spec, format!("{judged} was judged, and {asks} is frozen to become live"));
