@@ -160,7 +160,9 @@ async fn end(world: &World<'_>) -> Result<Vec<String>> {
         .iter()
         .map(|item| {
             let metadata = &item["metadata"];
-            let annotations: Vec<_> = metadata["annotations"].as_object().into_iter().flat_map(|all| all.keys()).collect();
+            // That a switch was taken back in between is on record, and where an operator was killed there may have been one.
+            let kept = metadata["annotations"].as_object().into_iter().flat_map(|all| all.keys());
+            let annotations: Vec<_> = kept.filter(|name| *name != names::WITHDRAWN).collect();
             let spec = &item["spec"];
             let what = json!({
                 "kind": item["kind"], "name": metadata["name"], "labels": metadata["labels"], "annotations": annotations,
