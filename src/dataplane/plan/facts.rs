@@ -255,6 +255,11 @@ pub(super) fn pods(observed: &Observed, selector: &Selector) -> Vec<JudgedPod> {
     pods
 }
 
+/// A side has a ready Pod.
+pub(super) fn serves(observed: &Observed, selector: &Selector) -> bool {
+    observed.pods_of(selector).any(is_ready)
+}
+
 fn judged(pod: &Pod) -> JudgedPod {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     let proxy = statuses.and_then(|statuses| statuses.iter().find(|status| status.name == names::PROXY));

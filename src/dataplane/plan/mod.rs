@@ -250,6 +250,11 @@ impl<'a> Scene<'a> {
         !matches!(self.facts.traffic, Moved::Stable | Moved::Armed)
     }
 
+    /// Traffic is on its way back, or has arrived there.
+    fn goes_back(&self) -> bool {
+        matches!(self.facts.traffic, Moved::Returning | Moved::Returned)
+    }
+
     /// How long a phase may wait for machines.
     fn patience(&self) -> Duration {
         let committed = self.commit().filter(|_| self.moving());
@@ -271,8 +276,7 @@ impl<'a> Scene<'a> {
         }
         // Only until the promotion is on record: an annotation that comes later is about the next one.
         let done = phase == Phase::Draining && !facts::marked(self.observed);
-        let gone_back = matches!(self.facts.traffic, Moved::Returning | Moved::Returned);
-        if done || gone_back { ApprovalPlan::Consume } else { ApprovalPlan::Keep }
+        if done || self.goes_back() { ApprovalPlan::Consume } else { ApprovalPlan::Keep }
     }
 
     /// What is live by record; before founding, what is wanted.
@@ -384,10 +388,9 @@ impl<'a> Scene<'a> {
 
     /// Users are still served by the stable side, and would not be by the candidate.
     fn leads_nowhere(&self) -> bool {
-        let serves = |side| !facts::pods(self.observed, side).is_empty();
         self.observed.selects(State::Live, Role::Ingress).as_ref() == Some(&self.stable)
-            && serves(&self.stable)
-            && !serves(&self.candidate)
+            && facts::serves(self.observed, &self.stable)
+            && !facts::serves(self.observed, &self.candidate)
     }
 
     fn preview_traffic(&self, phase: Phase) -> Option<Traffic> {
@@ -435,7 +438,7 @@ impl<'a> Scene<'a> {
 
     fn trials(&self) -> Vec<PlannedTrial> {
         // On its way back traffic has left what they judge.
-        if matches!(self.facts.traffic, Moved::Returning | Moved::Returned) {
+        if self.goes_back() {
             return Vec::new();
         }
         let running = self.judged.running.iter();

@@ -3,10 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use super::{
-    Scene,
-    facts::{self, Traffic},
-};
+use super::{Scene, facts};
 use crate::{
     api::promotion::{Act, Approval, Back, Decided, Decision, GateEvidence, Promotion, PromotionStatus, Verdict},
     model::{
@@ -89,10 +86,9 @@ impl<'a> Scene<'a> {
 
     /// Why traffic cannot go back to the side that it left. Where neither side serves there is nothing to lose.
     pub(super) fn no_way_back(&self) -> Option<&'static str> {
-        let serves = |side| !facts::pods(self.observed, side).is_empty();
         if self.observed.deployment(&self.stable).is_none_or(is_terminating) {
             Some("the side that traffic left is gone")
-        } else if !serves(&self.stable) && serves(&self.candidate) {
+        } else if !facts::serves(self.observed, &self.stable) && facts::serves(self.observed, &self.candidate) {
             Some("the side that traffic left has no ready Pod")
         } else {
             None
@@ -170,7 +166,7 @@ impl<'a> Scene<'a> {
         let decision = upgrade.spec.decision.as_ref()?;
         let refuse = |retry_only, why: &str| Some((upgrade, retry_only, Some(why.to_owned())));
         // What is on its way back already needs no more asking.
-        let moves_on = self.moving() && !matches!(self.facts.traffic, Traffic::Returning | Traffic::Returned);
+        let moves_on = self.moving() && !self.goes_back();
         if let Some(why) = self.no_way_back().filter(|_| moves_on && decision.stops()) {
             return refuse(false, why);
         }
