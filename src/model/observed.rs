@@ -153,10 +153,17 @@ impl Observed {
         self.records.iter().find(|record| record.revision.as_str() == revision)
     }
 
-    /// The upgrade that is under way.
+    /// The upgrade that is under way: the newest, if it has not ended.
     #[must_use]
     pub fn open(&self) -> Option<&Promotion> {
-        self.promotions.iter().rev().find(|promotion| verdict(promotion).is_none()).map(Arc::as_ref)
+        self.promotions.last().filter(|newest| verdict(newest).is_none()).map(Arc::as_ref)
+    }
+
+    /// Upgrades that did not end before a newer one began: the caches were behind, and the pass that made the newer one
+    /// did not see them. Whatever became of that, nothing of them counts any more.
+    pub fn left_open(&self) -> impl Iterator<Item = &Promotion> {
+        let older = self.promotions.iter().rev().skip(1);
+        older.filter(|promotion| verdict(promotion).is_none()).map(Arc::as_ref)
     }
 
     /// The generation of the spec that is live, as `Ready` has it.

@@ -118,6 +118,8 @@ pub struct Plan {
     pub records: Vec<PlannedRecord>,
     /// The upgrade, if one is under way or ends in this pass.
     pub promotion: Option<PlannedPromotion>,
+    /// Upgrades that end in this pass because another one has their place.
+    pub closes: Vec<Closed>,
     /// What becomes of the promote annotation.
     pub approval: ApprovalPlan,
     /// A decision that is taken off its upgrade.
@@ -211,8 +213,17 @@ pub struct PlannedPromotion {
     pub resource_version: Option<String>,
     /// Its status.
     pub status: PromotionStatus,
-    /// An upgrade that ends in this pass because another one takes its place: name, resource version and status.
-    pub closes: Option<(String, String, PromotionStatus)>,
+}
+
+/// An upgrade that ends because another one has its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Closed {
+    /// Name of the object.
+    pub name: String,
+    /// Resource version this pass decided on.
+    pub resource_version: String,
+    /// Its last status.
+    pub status: PromotionStatus,
 }
 
 /// What becomes of the promote annotation.

@@ -31,7 +31,7 @@ use crate::{
     model::{
         Intent, Observed, differ, names,
         observed::{Record, is_terminating},
-        plan::ApprovalPlan,
+        plan::{ApprovalPlan, Closed},
     },
 };
 
@@ -112,6 +112,7 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
     let Planned {
         fences,
         approval,
+        closes,
         records,
         promotion,
         certificates,
@@ -129,8 +130,8 @@ pub async fn converge(writer: &Writer<'_>, observed: &Observed, planned: &Planne
         ApprovalPlan::Keep => {}
         ApprovalPlan::Void(_) | ApprovalPlan::Consume => writer.remove_approval().await?,
     }
-    if let Some((name, version, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
-        writer.promotion_status(publish::recorded(observed, name), name, Some(version), status).await?;
+    for Closed { name, resource_version, status } in closes {
+        writer.promotion_status(publish::recorded(observed, name), name, Some(resource_version), status).await?;
     }
     for object in records {
         let found = observed.records.iter().find(|record| record.name.as_ref() == Some(&object.name));

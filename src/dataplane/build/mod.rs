@@ -17,7 +17,7 @@ use crate::model::{
     Intent, Observed, Plan,
     names::{self, State},
     observed::RecordData,
-    plan::{ApprovalPlan, PlannedPromotion, PlannedRecord},
+    plan::{ApprovalPlan, Closed, PlannedPromotion, PlannedRecord},
 };
 
 /// Every object of one DataPlane as it should be, in the order in which it is written.
@@ -27,6 +27,8 @@ pub struct Planned {
     pub fences: Vec<Object>,
     /// What becomes of the promote annotation.
     pub approval: ApprovalPlan,
+    /// Upgrades that end because another one has their place.
+    pub closes: Vec<Closed>,
     /// Wishes on record.
     pub records: Vec<Object>,
     /// The upgrade on record.
@@ -130,6 +132,7 @@ pub fn render(intent: &Intent, observed: &Observed, plan: &Plan) -> Planned {
     Planned {
         fences: if plan.withdraws { service::fences(observed) } else { Vec::new() },
         approval: plan.approval.clone(),
+        closes: plan.closes.clone(),
         records: plan.records.iter().map(|planned| record(intent, observed, planned)).collect(),
         promotion: plan.promotion.clone(),
         surplus: Surplus {

@@ -27,7 +27,8 @@ use crate::{
         names::{self, Role, State},
         observed::{Connection, Record, is_terminating, side_of, verdict},
         plan::{
-            ApprovalPlan, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side, Traffic,
+            ApprovalPlan, Closed, Confirms, PlannedPromotion, PlannedRecord, PlannedTrial, Reason, Replicas, Side,
+            Traffic,
         },
         trial::Moment,
     },
@@ -48,6 +49,7 @@ pub fn decide(intent: &Intent, observed: &Observed, now: Timestamp) -> Plan {
         live: scene.live_traffic(phase),
         preview: scene.preview_traffic(phase),
         records: scene.records(phase),
+        closes: scene.closes(promotion.as_ref()),
         approval: scene.approval(phase),
         cleared: scene.cleared(),
         trials: scene.trials(),
@@ -582,19 +584,28 @@ impl<'a> Scene<'a> {
         facts::converged(self.intent, self.observed, &self.stable, &self.candidate)
     }
 
+    /// The last status of an upgrade that ends because something else is wanted, or it is given up.
+    fn ended(&self, stale: &Promotion) -> PromotionStatus {
+        let other = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
+        let (verdict, why) = self.given_up(stale).unwrap_or((other, String::new()));
+        let status = with_verdict(stale, verdict, why);
+        PromotionStatus { decided: self.decided(stale, &status.decided), ..status }
+    }
+
+    /// What ends beside the planned one.
+    fn closes(&self, planned: Option<&PlannedPromotion>) -> Vec<Closed> {
+        let replaced = self.stale.filter(|stale| planned.is_none_or(|planned| planned.name != stale.name_any()));
+        let replaced = replaced.map(|stale| (stale, self.ended(stale)));
+        let left = self.observed.left_open().map(|left| (left, with_verdict(left, Verdict::Superseded, String::new())));
+        let closed = |(ends, status): (&Promotion, _)| Closed {
+            name: ends.name_any(),
+            resource_version: ends.resource_version().unwrap_or_default(),
+            status,
+        };
+        left.chain(replaced).map(closed).collect()
+    }
+
     fn promotion(&self, phase: Phase) -> Option<PlannedPromotion> {
-        let closes = self.stale.map(|stale| {
-            let other = if self.facts.wanted == Wanted::Live { Verdict::Reverted } else { Verdict::Superseded };
-            let (verdict, why) = self.given_up(stale).unwrap_or((other, String::new()));
-            let before = stale.status.clone().unwrap_or_default();
-            let decided = self.decided(stale, &before.decided);
-            let status = PromotionStatus { verdict: Some(verdict), commit: None, deadline: None, decided, ..before };
-            (
-                stale.name_any(),
-                stale.resource_version().unwrap_or_default(),
-                with_phase(status, &format!("{verdict:?}"), why),
-            )
-        });
         let owner = &self.intent.owner;
         let under_way = matches!(
             phase,
@@ -615,11 +626,10 @@ impl<'a> Scene<'a> {
                 generation: promotion.spec.generation,
                 resource_version: promotion.resource_version(),
                 status,
-                closes: None,
             };
-            return match (closes, self.stale) {
-                (Some((.., status)), Some(stale)) => Some(known(stale, status)),
-                _ => self.lifted(phase).map(|(rejected, status)| known(rejected, status)),
+            return match self.stale {
+                Some(stale) => Some(known(stale, self.ended(stale))),
+                None => self.lifted(phase).map(|(rejected, status)| known(rejected, status)),
             };
         };
         Some(PlannedPromotion {
@@ -631,7 +641,6 @@ impl<'a> Scene<'a> {
             generation: self.upgrade.map_or(owner.generation, |open| open.spec.generation),
             resource_version: self.upgrade.and_then(ResourceExt::resource_version),
             status: self.promotion_status(phase),
-            closes,
         })
     }
 
@@ -760,9 +769,9 @@ impl<'a> Scene<'a> {
 
     /// A commit that is on record goes before a Service was switched.
     fn withdraws(&self, phase: Phase) -> bool {
-        let given_up = |stale: &Promotion| stale.status.as_ref().is_some_and(|status| status.commit.is_some());
+        let committed = |ends: &Promotion| ends.status.as_ref().is_some_and(|status| status.commit.is_some());
         let void = || self.commit().is_some() && self.next_commit(phase).is_none();
-        !self.moving() && (self.stale.is_some_and(given_up) || void())
+        !self.moving() && (self.observed.left_open().chain(self.stale).any(committed) || void())
     }
 
     /// The gates that are to judge once traffic has moved.
@@ -858,6 +867,13 @@ fn whole_seconds(span: Duration) -> i32 {
 
 fn with_phase(status: PromotionStatus, phase: &str, message: String) -> PromotionStatus {
     PromotionStatus { phase: Some(phase.to_owned()), message: (!message.is_empty()).then_some(message), ..status }
+}
+
+/// The last status of an upgrade that ends before any traffic moved.
+fn with_verdict(promotion: &Promotion, verdict: Verdict, why: String) -> PromotionStatus {
+    let before = promotion.status.clone().unwrap_or_default();
+    let status = PromotionStatus { verdict: Some(verdict), commit: None, deadline: None, ..before };
+    with_phase(status, &format!("{verdict:?}"), why)
 }
 
 fn summary(status: &PromotionStatus, gates: usize) -> Option<String> {

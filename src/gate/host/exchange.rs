@@ -5,13 +5,16 @@
 
 use std::{
     error::Error as _,
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     HeaderMap, Method, Request, Uri, Version,
@@ -36,7 +39,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     egress::Remote,
@@ -201,7 +203,8 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| protocol(&error))?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    // In this task: what a task of its own would be woken for is this one's to wait for.
+    let mut connection = pin!(connection.fuse());
 
     let mut request = Request::new(Full::new(exchange.body));
     *request.method_mut() = exchange.method;
@@ -212,11 +215,12 @@ where
     // One request per connection: the server may free it at once.
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 
-    let answer = sender.send_request(request).await.map_err(|error| protocol(&error))?;
+    let answer = alongside(connection.as_mut(), sender.send_request(request)).await;
+    let answer = answer.map_err(|error| protocol(&error))?;
     let first_byte = timings.began.elapsed();
     let (head, body) = answer.into_parts();
     exchange.traffic.take(size(&head.headers))?;
-    let (body, body_size) = read(body, exchange.max_body, &exchange.traffic).await?;
+    let (body, body_size) = alongside(connection, read(body, exchange.max_body, &exchange.traffic)).await?;
     Ok(Response {
         endpoint: match exchange.peer {
             Peer::Pod { name, .. } => name,
@@ -237,6 +241,16 @@ where
             milliseconds(timings.began.elapsed()),
         ),
     })
+}
+
+/// Does `work` while the connection that it needs is served. What breaks the connection, `work` hears of.
+async fn alongside<T>(mut connection: Pin<&mut impl Future>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let _ = connection.as_mut().poll(context);
+        work.as_mut().poll(context)
+    })
+    .await
 }
 
 /// The first `keep` bytes of a body, and how many there were.

@@ -168,9 +168,18 @@ impl Kit {
         self.kubectl(&["create", "serviceaccount", name])?;
         self.kubectl(&["create", "rolebinding", name, &format!("--clusterrole={role}"), &account])?;
         let token = self.kubectl(&["create", "token", name])?;
-        let kubeconfig = Kubeconfig::from_yaml(&self.cluster.kubeconfig(token.trim()))?;
+        Ok((self.client_of(token.trim()).await?, format!("system:serviceaccount:{}:{name}", self.namespace)))
+    }
+
+    /// A client with the rights of the operator, and no more.
+    pub async fn operators_client(&self) -> Result<Client> {
+        self.client_of(&operator::token(self.client.clone()).await?).await
+    }
+
+    async fn client_of(&self, token: &str) -> Result<Client> {
+        let kubeconfig = Kubeconfig::from_yaml(&self.cluster.kubeconfig(token))?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok((Client::try_from(config)?, format!("system:serviceaccount:{}:{name}", self.namespace)))
+        Ok(Client::try_from(config)?)
     }
 
     /// Starts an operator for the test's namespace alone, as a process of this machine, behind a proxy.

@@ -122,15 +122,10 @@ fn command(suite: Suite, choice: &Choice) -> Command {
         Suite::Dependencies => cargo.args(["deny", "check", "advisories", "licenses", "bans", "sources"]),
         Suite::Plugins => cargo.args(["plugins"]),
         // --no-fail-fast: one count of everything, not of everything up to the first failure.
-        Suite::Unit => cargo.env(MODEL_STATES, STATES.to_string()).args([
-            "test",
-            "--workspace",
-            "--no-fail-fast",
-            "--lib",
-            "--config",
-            OPTIMISED,
-            "--",
-        ]),
+        Suite::Unit => {
+            cargo = unit_command(Build::Optimised);
+            cargo.env(MODEL_STATES, STATES.to_string()).args(["--no-fail-fast", "--"])
+        }
         Suite::Integration => {
             cargo.args(["test", "--workspace", "--no-fail-fast", "--test", "it", "--", "--skip", "cluster::"])
         }
@@ -146,16 +141,21 @@ fn command(suite: Suite, choice: &Choice) -> Command {
     cargo
 }
 
-/// The model test, until it has seen so many states.
-pub fn model_command(states: usize, build: Build) -> Command {
+/// The tests beside the code. Arguments may follow, and after `--` those of the tests.
+pub fn unit_command(build: Build) -> Command {
     let mut cargo = cargo();
-    cargo.env(MODEL_STATES, states.to_string());
     // Of the whole workspace: for one package of it, half of the dependencies would be built with other features.
     cargo.args(["test", "--workspace", "--lib"]);
     if build == Build::Optimised {
         cargo.args(["--config", OPTIMISED]);
     }
-    cargo.args(["--", "dataplane::tests::model::"]);
+    cargo
+}
+
+/// The model test, until it has seen so many states.
+pub fn model_command(states: usize, build: Build) -> Command {
+    let mut cargo = unit_command(build);
+    cargo.env(MODEL_STATES, states.to_string()).args(["--", "dataplane::tests::model::"]);
     cargo
 }
 

@@ -9,6 +9,7 @@ mod input;
 mod kong;
 mod leader;
 mod managers;
+mod model;
 mod people;
 mod plugins;
 mod policy;

@@ -183,6 +183,20 @@ impl Exploration {
         self.settle(seed, &state, way.as_ref());
     }
 
+    /// The events of a random way from a state.
+    pub(super) fn chosen(from: &State, number: usize) -> Vec<Event> {
+        let mut choice = Choice::of(Random::of(number));
+        let (mut state, mut events) = (from.clone(), Vec::new());
+        while let Some(event) = choice.next(&state) {
+            events.push(event);
+            match state.after(event) {
+                Ok(next) => state = next,
+                Err(_) => break,
+            }
+        }
+        events
+    }
+
     /// Works on every place, with all the threads there are.
     fn each(&self, places: Vec<Place>, work: impl Fn(&Place, &mut Vec<Place>, &mut Tally) + Sync) -> Vec<Place> {
         let next = AtomicUsize::new(0);

@@ -11,6 +11,7 @@
 //! | [`state`] | a state of all of it, and everything that may happen there |
 //! | [`explore`] | which ways are gone, and what is left of one that breaks a promise |
 //! | [`peers`] | what others were reported for |
+//! | [`traces`] | what the real apiserver is asked after the one in memory |
 //!
 //! A state is left by one event, and a write is an event: between two writes of a pass anything else may happen. What
 //! happens by itself does so in a fixed order (the pass goes on, watches tell, machines work, gates answer, people do
@@ -29,6 +30,7 @@ mod operator;
 mod peers;
 mod promises;
 mod state;
+mod traces;
 
 use std::{env, fs, sync::OnceLock, time::Instant};
 
@@ -72,6 +74,8 @@ fn seeds() -> Vec<Seed> {
         const UPGRADE: Story = &[Event::Edit(1), Event::Approve];
         const BREAKS: Story = &[Event::Edit(1), Event::Verdict(Says::Error), Event::Approve];
         const MOVED_BACK: Story = &[Event::Edit(1), Event::Approve, Event::Verdict(Says::Fail), Event::Approve];
+        const REFUSED: Story =
+            &[Event::Edit(1), Event::Verdict(Says::Fail), Event::Approve, Event::Decide(Decision::Retry)];
         const IN_GIT: Story = &[Event::Approve, Event::Edit(1), Event::Approve];
         const ROLLED_BACK: Story = &[
             Event::Edit(1),
@@ -94,6 +98,7 @@ fn seeds() -> Vec<Seed> {
             seed("an upgrade that a gate judges behind the live Services", &verified, UPGRADE),
             seed("rolled back, then another revision", &judged, ROLLED_BACK),
             seed("a gate that breaks at first", &judged, BREAKS),
+            seed("refused by a gate, then judged once more", &judged, REFUSED),
             seed("moved back by a gate, and approved again", &verified, MOVED_BACK),
             seed("given up, then taken up again", &judged, ABORTED),
             seed("the annotation is kept in Git", &judged, IN_GIT),

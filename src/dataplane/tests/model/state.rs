@@ -232,6 +232,11 @@ impl State {
         Self { story, idle: 0, ..self.clone() }
     }
 
+    /// What people will do.
+    pub(super) fn story(&self) -> Story {
+        self.story
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         let base = Timestamp::from_second(DAWN + self.seconds).expect("a time");
         base + SignedDuration::from_micros(self.ticks.into())

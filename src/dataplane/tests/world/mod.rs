@@ -372,6 +372,7 @@ impl World {
         let Planned {
             fences,
             approval,
+            closes,
             records,
             promotion,
             certificates,
@@ -387,8 +388,8 @@ impl World {
         if *approval != ApprovalPlan::Keep {
             self.annotate(PROMOTE_WHEN_READY, None);
         }
-        if let Some((name, _, status)) = promotion.as_ref().and_then(|promotion| promotion.closes.as_ref()) {
-            self.promotion_status(name, status);
+        for closed in closes {
+            self.promotion_status(&closed.name, &closed.status);
         }
         for record in records {
             self.apply("ControllerRevision", record)?;
