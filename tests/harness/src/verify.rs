@@ -36,9 +36,7 @@ pub enum Suite {
 }
 
 /// States that the model test has to go through; in `cargo test` it is content with fewer.
-const STATES: usize = 400_000;
-/// And where it is measured.
-const MEASURED_STATES: usize = 1_000_000;
+const STATES: usize = 1_000_000;
 
 /// What tells it.
 const MODEL_STATES: &str = "MODEL_STATES";
@@ -161,7 +159,7 @@ pub fn model_command(states: usize, build: Build) -> Command {
 
 /// Runs the model test; how many states it has seen.
 pub fn model() -> Result<usize> {
-    run(&mut model_command(MEASURED_STATES, Build::Optimised))?;
+    run(&mut model_command(STATES, Build::Optimised))?;
     let report = fs::read_to_string(workspace::reports().join("model.txt"))?;
     let states = report.split(' ').next().and_then(|number| number.parse().ok());
     states.context("the model test reported no states")

@@ -21,6 +21,7 @@ use sluice::{
     model::{differ, names},
 };
 use sluice_harness::{
+    cluster::ADMIN,
     command::run,
     install::Build,
     kit::{self, Kit},
@@ -190,12 +191,13 @@ impl Replay<'_> {
         send(&self.kit.client, Method::GET, object, "", Value::Null).await
     }
 
-    /// With the names of this namespace and this owner.
+    /// With the names of this namespace, this owner and who decides here.
     fn here(&self, body: &Value) -> Value {
-        let text =
-            body.to_string().replace("\"namespace\":\"ns\"", &format!("\"namespace\":\"{}\"", self.kit.namespace));
-        serde_json::from_str(&text.replace("\"uid\":\"uid\"", &format!("\"uid\":\"{}\"", self.owner)))
-            .unwrap_or_default()
+        let names = [("namespace", "ns", &*self.kit.namespace), ("uid", "uid", &*self.owner), ("by", "person", ADMIN)];
+        let text = names.iter().fold(body.to_string(), |text, (field, there, here)| {
+            text.replace(&format!("\"{field}\":\"{there}\""), &format!("\"{field}\":\"{here}\""))
+        });
+        serde_json::from_str(&text).unwrap_or_default()
     }
 
     /// What the model depends on is as it is there, and what was taken away there is gone here.

@@ -85,7 +85,7 @@ struct Run {
     pods: Judged,
     attempt: i64,
     said: Option<Says>,
-    /// Somebody asked for another one, or its bytes were taken out of use.
+    /// Somebody asked for another one, its bytes were taken out of use, or it was counted as one that never ended.
     over: bool,
 }
 
@@ -270,6 +270,9 @@ impl Truth {
                 return broken(Promise::Bytes, what);
             }
         }
+        // One that never ended was counted: what begins afresh once this one has said something counts anew.
+        let counted = |before: &&mut Run| before.said.is_none() && run.attempt > before.attempt && same(&&**before);
+        self.runs.iter_mut().filter(counted).for_each(|before| before.over = true);
         self.runs.push(run);
         self.runs.sort();
         Ok(())
@@ -439,7 +442,8 @@ impl Truth {
             run.said == Some(Says::Pass)
                 && (&run.key.gate, &run.key.entry, &*run.revision) == (&gate.name, &gate.hash, revision)
                 && !run.pods.is_empty()
-                && run.pods.is_subset(pods)
+                // Some may have come beside them, or gone: never one in the place of another.
+                && (run.pods.is_subset(pods) || pods.is_subset(&run.pods))
         });
         if revoked || !passed {
             let runs: Vec<_> = self.runs.iter().filter(|run| run.key.gate == gate.name).collect();

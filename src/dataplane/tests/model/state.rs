@@ -130,6 +130,9 @@ pub(super) const IMAGES: [&str; 3] = ["kong:3.9", "kong:3.10", "kong:3.11"];
 pub(super) const PHASES: [&str; 9] =
     ["Settled", "Staging", "Judging", "Refused", "Waiting", "Switching", "Verifying", "Draining", "Rejected"];
 
+/// Who decides.
+const PERSON: &str = "person";
+
 /// When everything begins.
 const DAWN: i64 = 1_800_000_000;
 
@@ -470,8 +473,9 @@ impl State {
             }),
             Event::Policy(rule) => {
                 let gates = policy()["spec"]["gates"].as_array().map_or(0, Vec::len);
+                let late = || entries(&policy()["spec"]["gates"]).any(|gate| gate["name"] == "late");
                 match rule {
-                    Rule::AddGate => !policy().is_null() && gates < 2,
+                    Rule::AddGate => !policy().is_null() && !late(),
                     Rule::DropGate => gates > 0,
                     Rule::Pause => !policy().is_null() && policy()["spec"]["paused"] != true,
                     Rule::Resume => policy()["spec"]["paused"] == true,
@@ -627,7 +631,10 @@ impl State {
                     Decision::Rollback => ("rollback", json!(true)),
                     Decision::Retry => ("retry", json!(["*"])),
                 };
-                self.api.bend(key, |promotion| promotion["spec"]["decision"][field] = value);
+                self.api.bend(key, |promotion| {
+                    let decision = &mut promotion["spec"]["decision"];
+                    (decision[field], decision["by"]) = (value, PERSON.into());
+                });
                 if decision == Decision::Retry {
                     self.learn(|truth| truth.retried(&revision));
                 }

@@ -12,9 +12,12 @@ use serde_json::json;
 
 use super::{API_SERVER, NODE_ADDRESS, NODE_NAME};
 
+/// Who may do everything, to the API.
+pub const ADMIN: &str = "sluice-admin";
+
 /// Who talks to the API: the file's name, the user and its group.
 const CLIENTS: [(&str, &str, &str); 5] = [
-    ("admin", "sluice-admin", "system:masters"),
+    ("admin", ADMIN, "system:masters"),
     ("kube-controller-manager", "system:kube-controller-manager", ""),
     ("kube-scheduler", "system:kube-scheduler", ""),
     ("kubelet", "system:node:sluice", "system:nodes"),

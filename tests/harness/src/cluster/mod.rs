@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 use certificates::Certificates;
-pub use certificates::{kubeconfig, write_private};
+pub use certificates::{ADMIN, kubeconfig, write_private};
 pub use loadbalancer::run as run_load_balancer;
 use network::Network;
 use process::Process;
