@@ -42,7 +42,7 @@ use self::{
     state::{Decision, Event, PHASES, Says, State, Story, gate},
 };
 
-/// How many states are enough, unless `MODEL_STATES` says otherwise: few while somebody works, more in
+/// How many states are enough, unless `MODEL_STATES` says otherwise: few while somebody works, a million in
 /// `cargo verify`.
 const STATES: usize = 20_000;
 /// So many interferences at most are gone through at every place of every story; what is missing to enough states, random

@@ -97,7 +97,7 @@ enum Consent {
     None,
     /// Nobody has seen it yet.
     New,
-    /// It was first seen at rest: for whatever comes next.
+    /// It was first seen when nothing was staged: for whatever comes next.
     Next,
     /// For this revision.
     For(String),
@@ -235,10 +235,13 @@ impl Truth {
         }
         let governed = view.keys().any(|key| key.kind == Kind::PromotionPolicy);
         let wanted = wanted(dataplane);
-        let settled = promoted(view).is_some_and(|live| live == wanted);
+        // At rest, or while the replaced side lives on: then the next one is staged later, whatever the spec says by now.
+        let under_way = newest(view).filter(|(_, newest)| newest.value()["status"]["verdict"].is_null());
+        let drains = |live: &str| under_way.is_some_and(|(_, open)| text(open.value(), "/spec/revision") == live);
+        let nothing_staged = promoted(view).is_some_and(|live| live == wanted || drains(&live));
         self.consent = match std::mem::take(&mut self.consent) {
             Consent::For(revision) if governed => Consent::For(revision),
-            _ if settled => Consent::Next,
+            _ if nothing_staged => Consent::Next,
             _ => Consent::For(wanted),
         };
     }
