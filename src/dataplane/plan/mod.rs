@@ -730,10 +730,12 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// The Pods evidence is about: those that were there when judging began.
+    /// The Pods evidence is about: those that were there when judging began, and before traffic moves those too that came
+    /// while gates were still asked, for some were asked about them.
     fn pods(&self, before: &PromotionStatus) -> Vec<crate::api::promotion::JudgedPod> {
         let stand = !before.pods.is_empty() && facts::as_judged(&before.pods, &self.judged_pods);
-        if stand { before.pods.clone() } else { self.judged_pods.clone() }
+        let more = !self.moving() && !self.judged.complete && self.judged_pods.len() > before.pods.len();
+        if stand && !more { before.pods.clone() } else { self.judged_pods.clone() }
     }
 
     fn next_commit(&self, phase: Phase) -> Option<Commit> {

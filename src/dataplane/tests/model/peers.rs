@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{
     at_rest,
-    objects::Kind,
+    objects::{Key, Kind},
     operator::Next,
     state::{Bytes, Decision, Event, Rule, Says, State, gate, live},
 };
@@ -34,7 +34,7 @@ impl Way {
     }
 
     /// Until the next write of the pass is to this object.
-    fn until_it_writes_to(self, key: super::objects::Key) -> Self {
+    fn until_it_writes_to(self, key: Key) -> Self {
         self.until(|state| {
             let next = state.flight.as_ref().map(|flight| &*flight.next);
             matches!(next, Some(Next::Send(sent)) if sent.request.key == key && sent.request.is_write())
@@ -60,7 +60,7 @@ impl Way {
         assert_eq!((self.0.phase(), &*self.0.live_image()), (phase, live), "{}", self.0.reason());
     }
 
-    fn candidate(&self) -> super::objects::Key {
+    fn candidate(&self) -> Key {
         self.0.candidate_pod().expect("a Pod of the candidate")
     }
 }
@@ -197,4 +197,14 @@ fn an_upgrade_that_was_left_open_is_not_taken_up_again() {
     let way = way.then(Event::Approve).until(|state| state.phase() == "Draining");
     let way = way.then(Event::Decide(Decision::Rollback)).rest();
     way.then(Event::Approve).rest().ends("Rejected", "kong:3.9");
+}
+
+/// More Pods come before a gate is asked, it passes, and one of those is replaced: what runs now, nobody has judged.
+#[test]
+fn a_judged_pod_that_is_replaced_is_judged_again_though_it_came_later() {
+    let way = Way::governed().then(Event::Edit(1)).then(Event::Approve).until(|state| state.phase() == "Judging");
+    let way = way.then(Event::Scale(2)).asked();
+    let second = Key::of(Kind::Pod, &way.candidate().name().replace("-0", "-1"));
+    let way = way.then(Event::Verdict(Says::Pass)).then(Event::Evict(second)).asked();
+    way.then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
 }

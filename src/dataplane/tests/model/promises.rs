@@ -85,7 +85,7 @@ struct Run {
     pods: Judged,
     attempt: i64,
     said: Option<Says>,
-    /// Somebody asked for another one, its bytes were taken out of use, or it was counted as one that never ended.
+    /// Somebody asked for another one, its bytes were taken out of use, or it counted though it never ended.
     over: bool,
 }
 
@@ -117,6 +117,8 @@ struct Move {
 pub(super) struct Truth {
     runs: Vec<Run>,
     consent: Consent,
+    /// The version of the DataPlane with the annotation that is there: before that one nobody can have seen it.
+    annotated: u32,
     /// The revision that was given up or moved back, until something else is asked for.
     rejected: Option<String>,
     /// The side that traffic comes from.
@@ -161,8 +163,8 @@ impl Truth {
         self.edited(&wanted_at(api));
     }
 
-    pub(super) fn annotated(&mut self) {
-        self.consent = Consent::New;
+    pub(super) fn annotated(&mut self, version: u32) {
+        (self.consent, self.annotated) = (Consent::New, version);
     }
 
     pub(super) fn retried(&mut self, revision: &str) {
@@ -229,10 +231,8 @@ impl Truth {
 
     /// What an annotation is about is settled when it is first seen.
     fn see(&mut self, view: &Objects) {
-        let Some(dataplane) = view.get(&dataplane()).map(Stored::value) else { return };
-        if !is_approved(dataplane) || self.consent == Consent::None {
-            return;
-        }
+        let known = view.get(&dataplane()).filter(|known| known.version >= self.annotated).map(Stored::value);
+        let Some(dataplane) = known.filter(|known| is_approved(known) && self.consent != Consent::None) else { return };
         let governed = view.keys().any(|key| key.kind == Kind::PromotionPolicy);
         let wanted = wanted(dataplane);
         // At rest, or while the replaced side lives on: then the next one is staged later, whatever the spec says by now.
@@ -312,6 +312,12 @@ impl Truth {
                 }
             }
             Kind::Promotion => {
+                // The last that counted, and it never ended: what begins afresh after it counts anew.
+                let given_up = |run: &&mut Run| {
+                    let entry = recorded(&after.objects, &run.key);
+                    run.said.is_none() && entry.is_some_and(|entry| entry["outcome"] == "Error")
+                };
+                self.runs.iter_mut().filter(given_up).for_each(|run| run.over = true);
                 let verdict = new.map_or("", |new| text(new.value(), "/status/verdict"));
                 let said = old.map_or("", |old| text(old.value(), "/status/verdict"));
                 if verdict != said && ["Failed", "RolledBack", "Aborted"].contains(&verdict) {

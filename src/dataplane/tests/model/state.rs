@@ -617,7 +617,8 @@ impl State {
                 self.api.bend(dataplane(), |dataplane| {
                     dataplane["metadata"]["annotations"][PROMOTE_WHEN_READY] = "true".into()
                 });
-                self.learn(Truth::annotated);
+                let version = self.api.get(dataplane()).map_or(0, |annotated| annotated.version);
+                self.learn(|truth| truth.annotated(version));
             }
             Event::Withdraw => self.api.bend(dataplane(), |dataplane| {
                 dataplane["metadata"]["annotations"].as_object_mut().map(|all| all.remove(PROMOTE_WHEN_READY));
