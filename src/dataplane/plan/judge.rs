@@ -30,7 +30,7 @@ pub struct Judged {
     pub rechecks: Vec<GateEvidence>,
     /// What it says together.
     pub judgement: Judgement,
-    /// Attempts that are on record and have to run.
+    /// Attempts that are on record and have to run, and those that have ended in this pass.
     pub running: Vec<Running>,
     /// When to look again.
     pub again: Option<Timestamp>,
@@ -139,16 +139,18 @@ impl Judged {
             self.look_at(entry.not_before.as_ref().map(|at| at.0));
             self.look_at(lost_at(gate, entry).filter(|_| entry.outcome == GateOutcome::Running));
         }
-        // Once begun it runs to its end, whatever becomes of the candidate: begun again it would be another attempt.
-        if let (GateOutcome::Running, Some(promotion)) = (entry.outcome, bench.promotion)
-            && prior == Some(entry)
-        {
+        let Some((promotion, prior)) = bench.promotion.zip(prior) else { return };
+        let key = key(promotion, prior);
+        let stands = prior == entry;
+        // Once begun it runs to its end, whatever becomes of the candidate: begun again it would be another attempt. What it
+        // said is kept until the caches show that it is on record: who still reads that it runs would ask again.
+        if prior.outcome == GateOutcome::Running && (stands || bench.observed.trials.contains_key(&key)) {
             self.running.push(Running {
                 gate: gate.clone(),
-                key: key(promotion, entry),
-                digest: Digest::from(entry.digest.clone()),
-                state: entry.state.clone().map(|state| state.0),
-                may_begin: bench.may_run,
+                key,
+                digest: Digest::from(prior.digest.clone()),
+                state: prior.state.clone().map(|state| state.0),
+                may_begin: bench.may_run && stands,
             });
         }
     }
@@ -553,7 +555,9 @@ mod tests {
         let second = step(&first.evidence, None, 3, 1);
         assert_eq!((second.running.len(), &second.evidence), (1, &first.evidence));
         let third = step(&first.evidence, Some(Outcome::Pass(reason("Good"))), 3, 2);
-        assert_eq!((third.judgement, third.running.len()), (Judgement::Passed, 0));
+        let kept: Vec<_> = third.running.iter().map(|kept| (&kept.key, kept.may_begin)).collect();
+        assert_eq!((third.judgement, kept), (Judgement::Passed, vec![(&second.running[0].key, false)]));
+        assert!(step(&third.evidence, None, 3, 3).running.is_empty(), "the caches show it");
     }
 
     #[test]

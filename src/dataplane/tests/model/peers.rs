@@ -208,3 +208,11 @@ fn a_judged_pod_that_is_replaced_is_judged_again_though_it_came_later() {
     let way = way.then(Event::Verdict(Says::Pass)).then(Event::Evict(second)).asked();
     way.then(Event::Verdict(Says::Fail)).rest().ends("Refused", "kong:3.9");
 }
+
+/// A verdict is on record, and for long the caches do not show it: the gate is not asked once more.
+#[test]
+fn a_trial_whose_verdict_the_caches_do_not_show_is_not_run_again() {
+    let way = Way::governed().then(Event::Edit(1)).asked().then(Event::Verdict(Says::Pass));
+    let way = way.until(|state| state.phase() == "Waiting").until(|state| state.can(Event::Impatience));
+    way.then(Event::Impatience).then(Event::Pass).rest().ends("Waiting", "kong:3.9");
+}
