@@ -37,8 +37,13 @@ use crate::cluster::{Cluster, NODE_ADDRESS};
 
 /// How long an answer may take.
 pub const LIMIT: Duration = Duration::from_secs(5);
-/// Between an answer and the next request of the same user: some 100 requests in a second.
-const PAUSE: Duration = Duration::from_millis(8);
+/// Between an answer and the next request of the same user: some 40 requests in a second.
+///
+/// All users of a kind have one address. Where a Pod goes before a connection to it is closed on both sides, the client's
+/// kernel says so again for some 100 seconds, and connection tracking keeps the connection for 30 more (`LAST_ACK`). Another
+/// one from the same port meanwhile is sent to the Pod that is gone, whoever manages it and whatever the Service selects. Of
+/// the 14,000 ports that the kernel takes one after the other, those of two users last for 170 seconds so.
+const PAUSE: Duration = Duration::from_millis(25);
 /// Users of each kind.
 const USERS: usize = 2;
 /// Of what was lost, so many are described.

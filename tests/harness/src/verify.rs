@@ -153,7 +153,7 @@ pub fn unit_command(build: Build) -> Command {
 /// The model test, until it has seen so many states.
 pub fn model_command(states: usize, build: Build) -> Command {
     let mut cargo = unit_command(build);
-    cargo.env(MODEL_STATES, states.to_string()).args(["--", "dataplane::tests::model::"]);
+    cargo.env(MODEL_STATES, states.to_string()).args(["--", "dataplane::tests::model::no_way_breaks_a_promise"]);
     cargo
 }
 

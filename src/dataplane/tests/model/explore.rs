@@ -19,7 +19,7 @@ use super::{
 };
 
 /// How long a way may be before it has to have come to rest by itself.
-const PATIENCE: usize = 600;
+pub(super) const PATIENCE: usize = 600;
 
 /// A story, by name, from where it begins.
 #[derive(Clone, Debug)]

@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 use sluice_harness::workspace;
 
 use self::{
-    explore::{Exploration, Seed, table},
+    explore::{Exploration, PATIENCE, Seed, table},
     state::{Decision, Event, PHASES, Says, State, Story, gate},
 };
 
@@ -53,12 +53,19 @@ const WAYS: usize = 1_000_000;
 
 /// A blue/green DataPlane at rest, under a policy with these rules, if any.
 fn at_rest(rules: Option<Value>) -> State {
-    let mut state = State::dawn(rules, &[]);
-    while let Some(event) = state.ahead() {
-        state = state.after(event).unwrap_or_else(|broken| panic!("{broken}"));
-    }
+    let state = to_rest(State::dawn(rules, &[]), |_| {});
     assert_eq!(state.phase(), "Settled");
     state
+}
+
+/// What happens by itself, to its end; `each` sees every state on the way.
+fn to_rest(mut state: State, mut each: impl FnMut(&State)) -> State {
+    for _ in 0..PATIENCE {
+        let Some(event) = state.ahead() else { return state };
+        state = state.after(event).unwrap_or_else(|broken| panic!("{broken}"));
+        each(&state);
+    }
+    panic!("it does not come to rest in {}: {}", state.phase(), state.reason());
 }
 
 /// What people do where nothing interferes, by name.
@@ -111,15 +118,14 @@ fn seeds() -> Vec<Seed> {
 
 #[test]
 fn a_story_in_which_nothing_interferes_ends_as_it_should() {
-    for Seed { name, state: mut now } in seeds() {
-        let live = now.live_image();
-        let mut phases = vec![now.phase()];
-        while let Some(event) = now.ahead() {
-            now = now.after(event).unwrap_or_else(|broken| panic!("{name}: {broken}"));
+    for Seed { name, state } in seeds() {
+        let live = state.live_image();
+        let mut phases = vec![state.phase()];
+        let now = to_rest(state, |now| {
             if phases.last() != Some(&now.phase()) {
                 phases.push(now.phase());
             }
-        }
+        });
         let ends = match name {
             "rolled back, then another revision" => ("Settled", "kong:3.11"),
             "moved back by a gate, and approved again" => ("Rejected", "kong:3.9"),

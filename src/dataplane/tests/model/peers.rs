@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{
     at_rest,
+    explore::PATIENCE,
     objects::{Key, Kind},
     operator::Next,
     state::{Bytes, Decision, Event, Rule, Says, State, gate, live},
@@ -26,11 +27,14 @@ impl Way {
 
     /// Until something is true, and not a step further.
     fn until(mut self, what: impl Fn(&State) -> bool) -> Self {
-        while !what(&self.0) {
+        for _ in 0..PATIENCE {
+            if what(&self.0) {
+                return self;
+            }
             let event = self.0.ahead().unwrap_or_else(|| panic!("at rest in {}", self.0.phase()));
             self = self.then(event);
         }
-        self
+        panic!("it never happens in {}: {}", self.0.phase(), self.0.reason());
     }
 
     /// Until the next write of the pass is to this object.
