@@ -12,7 +12,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
@@ -37,13 +39,14 @@ use crate::cluster::{Cluster, NODE_ADDRESS};
 
 /// How long an answer may take.
 pub const LIMIT: Duration = Duration::from_secs(5);
-/// Between an answer and the next request of the same user: some 40 requests in a second.
+/// Between an answer and the next request of the same user: some 100 requests in a second.
+const PAUSE: Duration = Duration::from_millis(8);
+/// Where new connections come from, one port after the other: the kernel would take others' too.
 ///
-/// All users of a kind have one address. Where a Pod goes before a connection to it is closed on both sides, the client's
-/// kernel says so again for some 100 seconds, and connection tracking keeps the connection for 30 more (`LAST_ACK`). Another
-/// one from the same port meanwhile is sent to the Pod that is gone, whoever manages it and whatever the Service selects. Of
-/// the 14,000 ports that the kernel takes one after the other, those of two users last for 170 seconds so.
-const PAUSE: Duration = Duration::from_millis(25);
+/// Where a server resets a kept connection, connection tracking remembers for 10 seconds which Pod it led to, and the port is
+/// free at once. A new connection from there meanwhile is sent to that Pod, which may be gone, whoever manages it and whatever
+/// the Service selects. Users have addresses of their own; these here have one, and use all of its ports in a minute.
+const PORTS: Range<u16> = 12_000..30_000;
 /// Users of each kind.
 const USERS: usize = 2;
 /// Of what was lost, so many are described.
@@ -162,8 +165,9 @@ impl Load {
         std::thread::spawn(move || {
             let ask = || async {
                 let kinds = Kind::ALL.map(|kind| [kind; USERS]);
-                let users = kinds.as_flattened().iter().map(|kind| User::new(*kind, gateway));
-                let users: Vec<_> = users.collect::<Result<_>>()?;
+                let ports = PORTS.step_by(PORTS.len() / USERS).cycle();
+                let users = kinds.as_flattened().iter().zip(ports);
+                let users: Vec<_> = users.map(|(kind, port)| User::new(*kind, gateway, port)).collect::<Result<_>>()?;
                 Ok(ask_until(users, stopped).await)
             };
             let asked = if gateway.outside { cluster.outside(ask) } else { cluster.inside(ask) };
@@ -220,6 +224,8 @@ struct User {
     tls: TlsConnector,
     /// The connection that is kept.
     kept: Option<Connection>,
+    /// Where the next new connection comes from.
+    port: u16,
 }
 
 /// A request was answered, maybe at the second attempt.
@@ -236,8 +242,24 @@ enum Failure {
 }
 
 impl User {
-    fn new(kind: Kind, gateway: Gateway) -> Result<Self> {
-        Ok(Self { kind, gateway, tls: http2_unverified()?, kept: None })
+    fn new(kind: Kind, gateway: Gateway, port: u16) -> Result<Self> {
+        Ok(Self { kind, gateway, tls: http2_unverified()?, kept: None, port })
+    }
+
+    /// A connection from the next port that is free.
+    async fn fresh(&mut self) -> std::io::Result<TcpStream> {
+        loop {
+            let socket = if self.gateway.plain.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            let any =
+                if self.gateway.plain.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let bound = socket.bind(SocketAddr::new(any, self.port));
+            self.port = if self.port + 1 == PORTS.end { PORTS.start } else { self.port + 1 };
+            match bound {
+                Ok(()) => return socket.connect(self.gateway.plain).await,
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Asks once; an error is a lost request.
@@ -266,7 +288,7 @@ impl User {
         }
     }
 
-    async fn connect(&self) -> Result<Connection> {
+    async fn connect(&mut self) -> Result<Connection> {
         if self.kind == Kind::Http2 {
             let stream = TcpStream::connect(self.gateway.tls).await?;
             let stream = self.tls.connect(ServerName::from(self.gateway.tls.ip()), stream).await?;
@@ -276,7 +298,10 @@ impl User {
             tokio::spawn(connection);
             Ok(Connection::Two(sender))
         } else {
-            let stream = TcpStream::connect(self.gateway.plain).await?;
+            let stream = match self.kind {
+                Kind::New => self.fresh().await?,
+                Kind::Kept | Kind::Http2 => TcpStream::connect(self.gateway.plain).await?,
+            };
             let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
             Ok(Connection::One(sender))
@@ -409,7 +434,7 @@ mod tests {
     }
 
     fn user(kind: Kind, gateway: Gateway) -> User {
-        User::new(kind, gateway).expect("a user")
+        User::new(kind, gateway, PORTS.start).expect("a user")
     }
 
     /// What a user gets: `!` for what is lost, `r` for what was retried.
