@@ -19,7 +19,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Secret, Service, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
@@ -204,6 +204,13 @@ impl Kit {
         let moved =
             own.map(|one| one.replacen("  namespace: sluice-system", &format!("  namespace: {}", self.namespace), 1));
         self.apply(&moved.collect::<Vec<_>>().join("\n---\n")).map(drop)
+    }
+
+    /// Has the apiserver admit no Pod to the test's namespace from now on.
+    pub async fn forbid_pods(&self) -> Result<()> {
+        self.kubectl(&["create", "quota", "no-pods", "--hard=pods=0"])?;
+        let counted = |quota: Option<&ResourceQuota>| quota.is_some_and(|quota| quota.status.is_some());
+        self.wait::<ResourceQuota>("no-pods", "be in force", counted).await.map(drop)
     }
 
     /// Deletes every object of a kind in the test's namespace, whatever holds it.

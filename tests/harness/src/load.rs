@@ -249,9 +249,10 @@ impl User {
     /// A connection from the next port that is free.
     async fn fresh(&mut self) -> std::io::Result<TcpStream> {
         loop {
-            let socket = if self.gateway.plain.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            let any =
-                if self.gateway.plain.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let (socket, any) = match self.gateway.plain {
+                SocketAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+                SocketAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+            };
             let bound = socket.bind(SocketAddr::new(any, self.port));
             self.port = if self.port + 1 == PORTS.end { PORTS.start } else { self.port + 1 };
             match bound {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use axum::http::{Method, Request};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
-    core::v1::{ResourceQuota, Secret, Service},
+    core::v1::{Secret, Service},
 };
 use kube::{Client, client::Body};
 use serde::Deserialize;
@@ -72,9 +72,7 @@ fn the_real_apiserver_answers_as_that_of_the_model() -> Result<()> {
 fn lane(traces: &[Vec<Asked>], next: &AtomicUsize) -> Result<()> {
     kit::run(async |kit| {
         // Deployments are wanted here, not their Pods.
-        kit.kubectl(&["create", "quota", "no-pods", "--hard=pods=0"])?;
-        let counted = |quota: Option<&ResourceQuota>| quota.is_some_and(|quota| quota.status.is_some());
-        kit.wait::<ResourceQuota>("no-pods", "be in force", counted).await?;
+        kit.forbid_pods().await?;
         let operator = &kit.operators_client().await?;
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
         autoscaling::v2::HorizontalPodAutoscaler,
-        core::v1::{ResourceQuota, Service},
+        core::v1::Service,
         policy::v1::PodDisruptionBudget,
     },
 };
@@ -63,9 +63,7 @@ enum Outcome {
 fn every_spec_is_rendered_the_same_way_twice_taken_by_the_api_and_then_at_rest() -> Result<()> {
     kit::run(async |kit| {
         // Deployments are wanted here, not their Pods.
-        kit.kubectl(&["create", "quota", "no-pods", "--hard=pods=0"])?;
-        let counted = |quota: Option<&ResourceQuota>| quota.is_some_and(|quota| quota.status.is_some());
-        kit.wait::<ResourceQuota>("no-pods", "be in force", counted).await?;
+        kit.forbid_pods().await?;
 
         let config = Config { cases: CASES, rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
         let mut runner = TestRunner::new(contextualize_config(config));

@@ -183,20 +183,6 @@ impl Exploration {
         self.settle(seed, &state, way.as_ref());
     }
 
-    /// The events of a random way from a state.
-    pub(super) fn chosen(from: &State, number: usize) -> Vec<Event> {
-        let mut choice = Choice::of(Random::of(number));
-        let (mut state, mut events) = (from.clone(), Vec::new());
-        while let Some(event) = choice.next(&state) {
-            events.push(event);
-            match state.after(event) {
-                Ok(next) => state = next,
-                Err(_) => break,
-            }
-        }
-        events
-    }
-
     /// Works on every place, with all the threads there are.
     fn each(&self, places: Vec<Place>, work: impl Fn(&Place, &mut Vec<Place>, &mut Tally) + Sync) -> Vec<Place> {
         let next = AtomicUsize::new(0);
@@ -316,7 +302,7 @@ impl Random {
 }
 
 /// What happens on a random way: now and then something interferes, and at last nothing does any more.
-struct Choice {
+pub(super) struct Choice {
     random: Random,
     /// One of so many events interferes.
     often: usize,
@@ -331,7 +317,12 @@ impl Choice {
         Self { random, often, length, gone: 0 }
     }
 
-    fn next(&mut self, state: &State) -> Option<Event> {
+    /// Those of the random way of this number.
+    pub(super) fn numbered(number: usize) -> Self {
+        Self::of(Random::of(number))
+    }
+
+    pub(super) fn next(&mut self, state: &State) -> Option<Event> {
         self.gone += 1;
         let interferes = self.gone < self.length && self.random.below(self.often) == 0;
         let others = if interferes { state.deviations(true) } else { Vec::new() };

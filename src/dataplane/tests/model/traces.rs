@@ -8,7 +8,7 @@ use sluice_harness::workspace;
 
 use super::{
     apiserver::{Apiserver, If, Verb},
-    explore::{Exploration, Seed},
+    explore::Choice,
     objects::{Key, Kind},
     operator::Next,
     seeds,
@@ -21,16 +21,20 @@ const WAYS: usize = 200;
 /// What people and other managers write to.
 const THEIRS: [Kind; 4] = [Kind::DataPlane, Kind::PromotionPolicy, Kind::Promotion, Kind::Service];
 
-/// One way, from nothing on.
-fn trace(seeds: &[Seed], number: usize) -> Vec<Value> {
-    let mut asked = Vec::new();
+/// What every way begins with: from nothing until an upgrade can begin.
+fn dawn() -> (State, Vec<Value>) {
     let mut state = State::dawn(Some(json!({ "gates": [gate("smoke")] })), &[]);
-    asked.extend(theirs(&Apiserver::default(), &state.api));
+    let mut asked = theirs(&Apiserver::default(), &state.api);
     while let Some(event) = state.ahead() {
         state = follow(&state, event, &mut asked);
     }
-    state = state.telling(seeds[0].state.story());
-    for event in Exploration::chosen(&state, number) {
+    (state.telling(seeds()[0].state.story()), asked)
+}
+
+/// One way.
+fn trace((mut state, mut asked): (State, Vec<Value>), number: usize) -> Vec<Value> {
+    let mut choice = Choice::numbered(number);
+    while let Some(event) = choice.next(&state) {
         state = follow(&state, event, &mut asked);
     }
     asked
@@ -127,8 +131,8 @@ fn difference(before: &Value, after: &Value) -> Value {
 
 #[test]
 fn what_the_real_apiserver_is_asked_is_everything_that_the_model_asks() {
-    let seeds = seeds();
-    let traces: Vec<_> = (0..WAYS).map(|number| trace(&seeds, number)).collect();
+    let dawn = dawn();
+    let traces: Vec<_> = (0..WAYS).map(|number| trace(dawn.clone(), number)).collect();
     let kinds: BTreeSet<_> = traces
         .iter()
         .flatten()
